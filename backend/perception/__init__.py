@@ -1,0 +1,1 @@
+"""What the photo shows: safe decoding, the person, mask, labels and landmarks."""

@@ -1,0 +1,1 @@
+"""Gaussians: how they are bound, sampled, coloured, optimised and measured."""

@@ -1,0 +1,88 @@
+"""Spherical harmonics of Gaussian splats: the real basis that INRIA, gsplat and Blender share, and its rotation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .gaussians import SH_C0, SH_REST_COUNTS
+
+
+def sh_basis(directions: np.ndarray, degree: int) -> np.ndarray:
+    """Real basis functions at directions.
+
+    Args:
+        directions: [M, 3] unit vectors from the camera to the Gaussian.
+        degree: 0 to 4.
+
+    Returns:
+        [M, (degree + 1)^2], orthonormal on the sphere, signs and order as in the INRIA code base.
+    """
+    x, y, z = directions.T
+    xx, yy, zz = x * x, y * y, z * z
+    basis = [np.full_like(x, SH_C0)]
+    if degree >= 1:
+        basis += [-0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x]
+    if degree >= 2:
+        basis += [
+            1.0925484305920792 * x * y,
+            -1.0925484305920792 * y * z,
+            0.31539156525252005 * (2 * zz - xx - yy),
+            -1.0925484305920792 * x * z,
+            0.5462742152960396 * (xx - yy),
+        ]
+    if degree >= 3:
+        basis += [
+            -0.5900435899266435 * y * (3 * xx - yy),
+            2.890611442640554 * x * y * z,
+            -0.4570457994644658 * y * (4 * zz - xx - yy),
+            0.3731763325901154 * z * (2 * zz - 3 * xx - 3 * yy),
+            -0.4570457994644658 * x * (4 * zz - xx - yy),
+            1.445305721320277 * z * (xx - yy),
+            -0.5900435899266435 * x * (xx - 3 * yy),
+        ]
+    if degree >= 4:
+        basis += [
+            2.5033429417967046 * x * y * (xx - yy),
+            -1.7701307697799304 * y * z * (3 * xx - yy),
+            0.9461746957575601 * x * y * (7 * zz - 1),
+            -0.6690465435572892 * y * z * (7 * zz - 3),
+            0.10578554691520431 * (zz * (35 * zz - 30) + 3),
+            -0.6690465435572892 * x * z * (7 * zz - 3),
+            0.47308734787878004 * (xx - yy) * (7 * zz - 1),
+            -1.7701307697799304 * x * z * (xx - 3 * yy),
+            0.6258357354491761 * (xx * (xx - 3 * yy) - yy * (3 * xx - yy)),
+        ]
+    return np.stack(basis, axis=1)
+
+
+def sh_rotation_matrix(rotation: np.ndarray, degree: int) -> np.ndarray:
+    """[K, K] matrix that rotates the coefficients above degree 0, K = (degree + 1)^2 - 1.
+
+    A rotated function is f'(d) = f(R^-1 d); each band is closed under rotation, so the matrix is block diagonal and follows
+    exactly from the basis at more directions than it has functions.
+
+    Args:
+        rotation: [3, 3] rotation matrix R.
+        degree: 1 to 4.
+    """
+    # A Fibonacci spiral of 64 directions keeps every band's least-squares problem well conditioned.
+    i = np.arange(64) + 0.5
+    polar, azimuth = np.arccos(1 - 2 * i / 64), np.pi * (1 + 5**0.5) * i
+    directions = np.stack([np.cos(azimuth) * np.sin(polar), np.sin(azimuth) * np.sin(polar), np.cos(polar)], axis=1)
+    before, after = sh_basis(directions, degree), sh_basis(directions @ rotation, degree)
+    result = np.zeros((SH_REST_COUNTS[degree],) * 2)
+    for band in range(1, degree + 1):
+        index = slice(band * band, (band + 1) ** 2)
+        block = np.linalg.lstsq(before[:, index], after[:, index], rcond=None)[0]
+        rest = slice(band * band - 1, (band + 1) ** 2 - 1)
+        result[rest, rest] = block
+    return result
+
+
+def rotate_sh(sh_rest: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """Rotate higher coefficients [N, K, 3] by a rotation matrix [3, 3]."""
+    count = sh_rest.shape[1]
+    if count == 0:
+        return sh_rest
+    matrix = sh_rotation_matrix(rotation, SH_REST_COUNTS.index(count)).astype(np.float32)
+    return np.einsum("ij,njc->nic", matrix, sh_rest)
