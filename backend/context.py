@@ -41,8 +41,8 @@ class QuietSink:
 class TerminalSink:
     """One line per stage: name, done/total, elapsed seconds, note.
 
-    On a terminal the line is rewritten in place. In a pipe or a log file a line is written when a stage begins and ends, and in
-    between at most every `interval_s` seconds, so that a long stage is seen to live.
+    On a terminal the line is rewritten in place. In a pipe or a log file a line is written when a stage begins and
+    ends, and in between at most every `interval_s` seconds, so that a long stage is seen to live.
     """
 
     def __init__(self, stream: TextIO, interval_s: float = 5.0) -> None:
@@ -104,8 +104,8 @@ class Context:
 
     @classmethod
     def quiet(cls, seed: int = 0, device: str = "cpu") -> Context:
-        """A silent context for tests and tools; its scratch folder is a new temporary folder."""
-        return cls(scratch=Path(tempfile.mkdtemp(prefix="effigy-")), device=device, seed=seed)
+        """A silent context for tests and tools; scratch goes to the system's temporary folder."""
+        return cls(scratch=Path(tempfile.gettempdir()) / "effigy-scratch", device=device, seed=seed)
 
     def progress(self, stage: str, done: float, total: float, note: str = "") -> None:
         """Report progress, and stop here if the job was cancelled.
@@ -125,8 +125,8 @@ class Context:
             return
         outer, first, last, outer_total = self.share
         fraction = min(max(done / total, 0.0), 1.0) if total > 0 else 1.0
-        inner = "" if stage in outer else stage
-        self.sink.progress(outer, first + (last - first) * fraction, outer_total, ": ".join(t for t in (inner, note) if t))
+        words = ("" if stage in outer else stage, note)
+        self.sink.progress(outer, first + (last - first) * fraction, outer_total, ": ".join(filter(None, words)))
 
     def preview(self, image: np.ndarray) -> None:
         """Show an intermediate picture, uint8 [H, W, 3] RGB."""

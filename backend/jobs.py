@@ -1,0 +1,268 @@
+"""The job folder: worked on beside its final place, published when complete, so that no half-written result is seen."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from . import __version__
+from .errors import UserError
+from .perception.photo import Photo
+from .pipeline import Run
+
+SCHEMA_VERSION = 1
+RESULT = "result.json"
+LOG = "log.txt"
+_REQUEST = "request.json"
+_CHECKPOINTS = "checkpoints"
+_SCRATCH = "scratch"
+_LOCK = ".lock"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job that is being worked on.
+
+    Attributes:
+        final: Where the result goes.
+        work: The folder that is worked in; hidden, on the same disk as `final`.
+        identity: What must be equal for a resume: method, request, photo and version.
+        resumed: An earlier run's checkpoints are there.
+        made_parents: Folders above `work` that were made for this job, innermost first.
+        lock: Held while the job runs.
+    """
+
+    final: Path
+    work: Path
+    identity: Mapping[str, Any]
+    resumed: bool
+    made_parents: tuple[Path, ...]
+    lock: IO[bytes]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the stages' values."""
+        return self.work / _CHECKPOINTS
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for temporary files."""
+        return self.work / _SCRATCH
+
+    @property
+    def log(self) -> Path:
+        """The job's log."""
+        return self.work / LOG
+
+
+def identity(method: str, request: Mapping[str, Any], photo: Photo) -> dict[str, Any]:
+    """Everything that influences the result, as JSON."""
+    return {"method": method, "request": dict(request), "photo_sha256": photo.sha256, "effigy_version": __version__}
+
+
+def is_finished(out: Path, wanted: Mapping[str, Any]) -> bool:
+    """Whether `out` holds the complete result of exactly this job."""
+    try:
+        result = json.loads((out / RESULT).read_text("utf-8"))
+        same = all(result[name] == wanted[name] for name in ("method", "request", "effigy_version"))
+        whole = all((out / item["path"]).stat().st_size == item["bytes"] for item in result["files"])
+        return same and whole and result["input"]["sha256"] == wanted["photo_sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def begin(out: Path, wanted: Mapping[str, Any], resume: bool) -> Job:
+    """Make the folder to work in.
+
+    Args:
+        out: Where the result will go; files that lie there already stay, but for those that the result replaces.
+        wanted: The job's `identity`.
+        resume: Take over what an interrupted run of the same job left.
+
+    Raises:
+        UserError: If the folder cannot be written, or another job is writing to it.
+    """
+    out = Path(os.path.abspath(out))
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder with --out")
+    work = out / ".partial" if out.is_dir() else out.with_name(f".{out.name}.partial")
+    parents: list[Path] = []
+    above = work.parent
+    while not above.exists():
+        parents.append(above)
+        above = above.parent
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / _LOCK).open("a+b")
+    except OSError as error:
+        _remove_empty(parents)
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder with --out") from error
+    if not _try_lock(lock.fileno()):
+        lock.close()
+        raise UserError(f"another job is writing to {out}; wait for it or choose another folder with --out")
+    resumed = resume and _read_json(work / _REQUEST) == dict(wanted)
+    job = Job(out, work, wanted, resumed, tuple(parents), lock)
+    try:
+        _prepare(job)
+    except OSError as error:
+        discard(job)
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder with --out") from error
+    return job
+
+
+def _prepare(job: Job) -> None:
+    for item in job.work.iterdir():
+        keep = {_LOCK, *((_REQUEST, _CHECKPOINTS, LOG) if job.resumed else ())}
+        if item.name not in keep:
+            _remove(item)
+    job.checkpoints.mkdir(exist_ok=True)
+    job.scratch.mkdir()
+    _write_json(job.work / _REQUEST, job.identity)
+
+
+def discard(job: Job) -> None:
+    """Leave nothing behind."""
+    job.lock.close()
+    _remove(job.work)
+    _remove_empty(job.made_parents)
+
+
+def release(job: Job) -> None:
+    """Keep the checkpoints for a later resume."""
+    job.lock.close()
+
+
+def publish(job: Job, run: Run, photo: Photo, device: str, seconds: float) -> Path:
+    """Write result.json and put the finished folder in its place.
+
+    Args:
+        job: The job.
+        run: What the pipeline made.
+        photo: The input.
+        device: Where it ran.
+        seconds: Wall time of this run.
+
+    Returns:
+        The final folder.
+    """
+    for name in (_CHECKPOINTS, _SCRATCH, _REQUEST):
+        _remove(job.work / name)
+    job.lock.close()
+    _remove(job.work / _LOCK)
+    _write_json(job.work / RESULT, describe(job, run, photo, device, seconds))
+    if not job.final.exists():
+        job.work.replace(job.final)
+        return job.final
+    # result.json goes first and comes last: a folder with one is complete.
+    (job.final / RESULT).unlink(missing_ok=True)
+    for item in sorted(job.work.iterdir(), key=lambda path: path.name == RESULT):
+        target = job.final / item.name
+        if target.is_dir() != item.is_dir() or target.is_dir():
+            _remove(target)
+        item.replace(target)
+    job.work.rmdir()
+    return job.final
+
+
+def describe(job: Job, run: Run, photo: Photo, device: str, seconds: float) -> dict[str, Any]:
+    """The content of result.json."""
+    stages = [
+        {"name": r.name, "seconds": round(r.seconds, 3), "peak_memory_bytes": r.peak_memory_bytes, "resumed": r.resumed}
+        for r in run.records
+    ]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "effigy_version": job.identity["effigy_version"],
+        "method": job.identity["method"],
+        "request": job.identity["request"],
+        "input": {"name": photo.path.name, "sha256": photo.sha256, "size_px": list(photo.original_size)},
+        "generators": list(run.outcome.generators),
+        "warnings": list(run.warnings),
+        "seconds": round(seconds, 3),
+        "stages": stages,
+        "peak_memory_bytes": max((r.peak_memory_bytes for r in run.records), default=0),
+        "device": device,
+        "files": list_files(job.work),
+    }
+
+
+def list_files(folder: Path) -> list[dict[str, Any]]:
+    """Name relative to `folder`, bytes and sha256 of every file in it, result.json excepted."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != RESULT:
+            entry = {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size}
+            found.append(entry | {"sha256": sha256(path)})
+    return found
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into a line for the user.
+
+    Raises:
+        UserError: With code 1.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise UserError(f"{out} cannot be written ({error.strerror}); free some space and run it again", 1) from error
+        raise
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    unfinished.replace(path)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None  # no request, no resume
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _remove_empty(folders: list[Path] | tuple[Path, ...]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):  # somebody else has put something there; it stays
+            folder.rmdir()
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Take a lock that the system drops when this process ends."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
