@@ -1,8 +1,9 @@
 """Frozen dataclasses of arrays to one .npz file and back, without pickle.
 
-A file holds the numeric arrays as they are and one text, "tree", that says how they are nested. Strings, numbers, None,
-tuples, lists, dicts with text keys, enums, paths, scipy CSR matrices and dataclasses are kept with their types. Only classes
-of the packages that the reader names are made, through their ordinary constructors, so their own checks run.
+A file holds the numeric arrays as they are and one text, "tree", that says how they are nested. Strings, numbers,
+None, tuples, lists, dicts with text keys, enums, paths, scipy CSR matrices and dataclasses are kept with their types.
+Only classes of the packages that the reader names are made, through their ordinary constructors, so that their own
+checks run.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def _flatten(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
         return {"dict": {key: _flatten(item, f"{where}.{key}", arrays) for key, item in value.items()}}
     if isinstance(value, Path):
         return {"path": str(value)}
-    raise TypeError(f"{where}: {type(value).__name__} has no flat form; give arrays, plain values or dataclasses of them")
+    raise TypeError(f"{where}: {type(value).__name__} has no flat form; use arrays, plain values or dataclasses")
 
 
 def _exact(value: bool | int | float | str | None) -> Any:

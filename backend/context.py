@@ -13,7 +13,7 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
-from .errors import Cancelled
+from backend.errors import Cancelled
 
 
 class Sink(Protocol):

@@ -12,6 +12,10 @@ BAD_REQUEST: Final = 2
 MODEL_MISSING: Final = 3
 
 
+INSTALL: Final = "run scripts/demo.py once, or pip install effigy[cpu]"
+"""Next step where a package of the backend is missing."""
+
+
 class UserError(Exception):
     """Something that the user can put right.
 
@@ -29,3 +33,9 @@ class UserError(Exception):
 
 class Cancelled(Exception):
     """The user cancelled the job; not a failure."""
+
+
+def missing_package(error: BaseException) -> str:
+    """Name of the third-party package whose import failed; empty for anything else, parts of Effigy included."""
+    name = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return "" if name in ("backend", "blender_addon") else name

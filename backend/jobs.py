@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from . import __version__
-from .errors import UserError
-from .perception.photo import Photo
-from .pipeline import Run
+from backend import __version__
+from backend.errors import UserError
+from backend.perception.photo import Photo
+from backend.pipeline import Run
 
 SCHEMA_VERSION = 1
 RESULT = "result.json"
@@ -165,7 +165,7 @@ def publish(job: Job, run: Run, photo: Photo, device: str, seconds: float) -> Pa
     (job.final / RESULT).unlink(missing_ok=True)
     for item in sorted(job.work.iterdir(), key=lambda path: path.name == RESULT):
         target = job.final / item.name
-        if target.is_dir() != item.is_dir() or target.is_dir():
+        if target.is_dir() or item.is_dir():
             _remove(target)
         item.replace(target)
     job.work.rmdir()
@@ -185,7 +185,7 @@ def describe(job: Job, run: Run, photo: Photo, device: str, seconds: float) -> d
         "request": job.identity["request"],
         "input": {"name": photo.path.name, "sha256": photo.sha256, "size_px": list(photo.original_size)},
         "generators": list(run.outcome.generators),
-        "warnings": list(run.warnings),
+        "warnings": list(dict.fromkeys([*photo.warnings, *run.warnings])),
         "seconds": round(seconds, 3),
         "stages": stages,
         "peak_memory_bytes": max((r.peak_memory_bytes for r in run.records), default=0),
@@ -221,7 +221,7 @@ def disk_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise UserError(f"{out} cannot be written ({error.strerror}); free some space and run it again", 1) from error
+            raise UserError(f"{out} cannot be written ({error.strerror}); free some space, try again", 1) from error
         raise
 
 

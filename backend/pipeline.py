@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint
-from .context import Context
-from .memory import peak_bytes, reset_peak
+from backend import checkpoint
+from backend.context import Context
+from backend.memory import peak_bytes, reset_peak
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Stage:
         name: What people see.
         needs: Names of the values that it takes, in the order of `run`'s parameters.
         provides: Names of the values that it makes.
-        run: Called with the needed values and, last, the `Context`. Returns the value if `provides` has one name, a tuple
-            of values if it has several, None if it has none.
-        keep: Store the values for a later resume. False for what is cheap to make again, or lies in the folder already.
+        run: Called with the needed values and, last, the `Context`. Returns the value if `provides` has one name, a
+            tuple of values if it has several, None if it has none.
+        keep: Store the values for a later resume. False for what is cheap to make again, or writes files.
         version: Counted up when the stage's result changes meaning, so that old checkpoints are not taken.
     """
 

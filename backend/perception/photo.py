@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from ..errors import UserError
+from backend.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 LONG_SIDE_PX = 1280  # of the working image: more adds nothing to 468 face landmarks and 33 joints
@@ -77,7 +77,8 @@ def read_photo(path: Path) -> Photo:
         try:
             image.load()
         except _DAMAGE as error:
-            raise UserError(f"{path.name} is damaged or cut off ({_first_line(error)}); save or copy it again") from error
+            reason = _first_line(error)
+            raise UserError(f"{path.name} is damaged or cut off ({reason}); save or copy it again") from error
     notes: list[str] = []
     file_format = (image.format or "").lower()
     upright = _upright(image, notes)

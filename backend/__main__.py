@@ -1,0 +1,116 @@
+"""The command line: `python -m backend generate|render|doctor`.
+
+Exit codes: 0 done, 1 failed, 2 bad request, 3 a model or device is missing. On failure one line on stderr says what is
+wrong and what to do next; the log has the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from backend import __version__
+from backend.errors import BAD_REQUEST, FAILED, INSTALL, MODEL_MISSING, UserError, missing_package
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers a wrong command line with one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit with code 2."""
+        self.exit(BAD_REQUEST, f"error: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    parser = _Parser(prog="python -m backend", description="Effigy's backend: one photo to a rigged Gaussian avatar.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="make an avatar from a photo")
+    generate.add_argument("method", metavar="METHOD", help="body")
+    generate.add_argument("--image", type=Path, required=True, metavar="FILE", help="the photo")
+    generate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
+    generate.add_argument("--preset", metavar="P", help="fast, balanced or best")
+    generate.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter; repeatable")
+    generate.add_argument("--resume", action="store_true", help="go on where an interrupted run of this job stopped")
+
+    render = commands.add_parser("render", help="render an avatar or a splat file")
+    render.add_argument("source", type=Path, metavar="BUNDLE_OR_PLY", help="folder of an avatar, or a .ply of splats")
+    render.add_argument("--out", type=Path, required=True, metavar="PNG")
+    render.add_argument("--azimuth", type=float, default=0.0, metavar="DEG", help="0 front, 90 the subject's left")
+    render.add_argument("--elevation", type=float, default=0.0, metavar="DEG", help="positive looks down")
+    render.add_argument("--size", type=int, default=512, metavar="PX")
+    render.add_argument("--turntable", type=int, default=1, metavar="N", help="N views around: NAME_000.png and so on")
+    render.add_argument("--pose", choices=("rest", "photo"), default="rest", help="of an avatar")
+    render.add_argument("--motion", type=Path, metavar="FILE", help="SMPL-X motion (.npz) that poses an avatar")
+    render.add_argument("--frame", type=int, default=0, metavar="K", help="frame of the motion")
+    render.add_argument("--set", action="append", default=[], metavar="CONTROL=VALUE", help="a facial action, 0..1")
+
+    doctor = commands.add_parser("doctor", help="say what works on this machine")
+    doctor.add_argument("--json", action="store_true", help="for programs")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code.
+    """
+    options = build_parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except UserError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return error.code
+    except ModuleNotFoundError as error:
+        package = missing_package(error)
+        if not package:
+            raise  # a part of ours is gone: a defect, and its traceback says where
+        print(f"error: {package} is not installed; {INSTALL}", file=sys.stderr)
+        return MODEL_MISSING
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return FAILED
+
+
+def _run(options: argparse.Namespace) -> int:
+    # Each command loads only what it needs: doctor must work where torch does not.
+    if options.command == "generate":
+        from backend.generate import generate
+
+        settings = parse_settings(options.set)
+        if options.preset is not None:
+            settings["preset"] = options.preset
+        return generate(options.method, options.image, options.out, settings, options.resume)
+    if options.command == "render":
+        from backend.render import render_command
+
+        return render_command(options, parse_settings(options.set))
+    from backend.doctor import doctor
+
+    return doctor(options.json)
+
+
+def parse_settings(texts: list[str]) -> dict[str, str]:
+    """`name=value` texts as a dictionary.
+
+    Raises:
+        UserError: If a text has no "=", or a name comes twice.
+    """
+    settings: dict[str, str] = {}
+    for text in texts:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise UserError(f"--set takes name=value, not '{text}'")
+        if name in settings:
+            raise UserError(f"--set gives {name} twice; give it once")
+        settings[name] = value
+    return settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())
