@@ -48,7 +48,10 @@ class Personal:
 
 
 def head_triangles(body: BodyModel) -> np.ndarray:
-    """[T] bool: triangles of head and neck (every vertex at least half on `HEAD_JOINTS`); the rest belongs to the clothes."""
+    """[T] bool: triangles of head and neck; the rest belongs to the clothes.
+
+    A triangle is on the head where every vertex hangs at least half on `HEAD_JOINTS`.
+    """
     columns = [JOINT_NAMES.index(name) for name in HEAD_JOINTS]
     on_head = body.skin_weights[:, columns].sum(axis=1) >= 0.5
     return on_head[body.triangles].all(axis=1)

@@ -1,9 +1,9 @@
 """Gaussians bound to the triangles of a proxy mesh.
 
-An avatar's Gaussians are born on a triangle and stay there: the same parameters give every pose. The frame of a triangle is
-x = normalised(v1 - v0), z = normalised((v1 - v0) x (v2 - v0)), y = z x x; a Gaussian stores its barycentric foot point, an
-offset and a rotation in that frame, and its scales follow sqrt(area ratio), held within `STRETCH_LIMITS`. Blender's node group
-(blender_addon/rig) evaluates the same formula.
+An avatar's Gaussians are born on a triangle and stay there: the same parameters give every pose. The frame of a
+triangle is x = normalised(v1 - v0), z = normalised((v1 - v0) x (v2 - v0)), y = z x x; a Gaussian stores its
+barycentric foot point, an offset and a rotation in that frame, and its scales follow sqrt(area ratio), held within
+`STRETCH_LIMITS`. Blender's node group (blender_addon/rig) evaluates the same formula.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 from blender_addon.shared.gaussians import GaussianCloud, matrices_to_wxyz, wxyz_product, wxyz_to_matrices
 
 STRETCH_LIMITS = (0.5, 2.0)
-"""A Gaussian grows and shrinks with its triangle within these factors (prototype: beyond, single splats become visible)."""
+"""A Gaussian grows and shrinks with its triangle within these factors (prototype: beyond, single splats become
+visible)."""
 
 
 class Kind(IntEnum):
@@ -34,7 +35,15 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class PosedSplats:
-    """Gaussians in one pose: positions_m [N, 3], rotations_wxyz [N, 4], scales_m [N, 3], opacities [N], colours [N, 3]."""
+    """Gaussians in one pose.
+
+    Attributes:
+        positions_m: [N, 3].
+        rotations_wxyz: [N, 4] unit.
+        scales_m: [N, 3].
+        opacities: [N].
+        colours: [N, 3] display sRGB.
+    """
 
     positions_m: np.ndarray
     rotations_wxyz: np.ndarray
@@ -105,7 +114,9 @@ class BoundSplats:
         """The Gaussians at `index` (boolean [N] or integer indices)."""
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def posed(self, proxy_vertices_m: np.ndarray, rest_vertices_m: np.ndarray, triangles_all: np.ndarray) -> PosedSplats:
+    def posed(
+        self, proxy_vertices_m: np.ndarray, rest_vertices_m: np.ndarray, triangles_all: np.ndarray
+    ) -> PosedSplats:
         """The Gaussians on a posed proxy.
 
         Args:
@@ -137,7 +148,8 @@ def triangle_frames(vertices_m: np.ndarray, faces: np.ndarray) -> tuple[np.ndarr
         faces: [N, 3] vertex indices.
 
     Returns:
-        Rotation matrices [N, 3, 3] with the axes as columns, and sqrt of the length of (v1 - v0) x (v2 - v0) [N], metres.
+        Rotation matrices [N, 3, 3] with the axes as columns, and sqrt of the length of (v1 - v0) x (v2 - v0) [N],
+        metres.
     """
     v0, v1, v2 = (np.asarray(vertices_m, np.float64)[faces[:, k]] for k in range(3))
     x = v1 - v0

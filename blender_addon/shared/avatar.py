@@ -98,7 +98,12 @@ class Avatar:
         joints, twists = len(JOINT_NAMES), len(self.twist_names)
         shapes: dict[str, tuple[int | None, ...]] = {
             **{"joint_names": (joints,), "parents": (joints,), "joints_m": (joints, 3), "vertices_m": (v, 3)},
-            **{"triangles": (None, 3), "uvs": (len(self.triangles), 3, 2), "skin_indices": (v, 8), "skin_weights": (v, 8)},
+            **{
+                "triangles": (None, 3),
+                "uvs": (len(self.triangles), 3, 2),
+                "skin_indices": (v, 8),
+                "skin_weights": (v, 8),
+            },
             **{"twist_parents": (twists,), "twist_sources": (twists,), "twist_factors": (twists,)},
             **{"shape_key_offsets_m": (k, v, 3), "bind_bary": (n, 3), "bind_off": (n, 3), "bind_qinv": (n, 4)},
             **{"bind_length": (n,), "photo_pose": (joints, 3), "photo_translation_m": (3,), "photo_w2c": (4, 4)},
@@ -161,7 +166,9 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[GaussianCloud, Avatar]:
     avatar = _read_avatar(folder / "avatar.npz")
     cloud = read_ply(folder / "gaussians.ply")
     if len(cloud) != len(avatar.bind_triangle):
-        raise BundleError(f"{folder}: gaussians.ply has {len(cloud)} Gaussians, avatar.npz binds {len(avatar.bind_triangle)}")
+        raise BundleError(
+            f"{folder}: gaussians.ply has {len(cloud)} Gaussians, avatar.npz binds {len(avatar.bind_triangle)}"
+        )
     # The PLY of a degree-0 avatar is padded to degree 3 for strict viewers; zeros carry nothing.
     if not cloud.sh_rest.any():
         cloud = GaussianCloud(
@@ -191,7 +198,9 @@ def _read_avatar(path: Path) -> Avatar:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(item.file_size for item in archive.infolist()) > MAX_ARCHIVE_BYTES:
-                raise BundleError(f"{path.name}: unpacks to more than {MAX_ARCHIVE_BYTES >> 30} GB; it is not an avatar")
+                raise BundleError(
+                    f"{path.name}: unpacks to more than {MAX_ARCHIVE_BYTES >> 30} GB; it is not an avatar"
+                )
         with np.load(path, allow_pickle=False) as data:
             missing = sorted(set(names) - set(data.files))
             if missing:

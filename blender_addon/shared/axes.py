@@ -1,7 +1,7 @@
 """Every change of axes in the project, each one named function.
 
-Body (backend, bundle, SMPL-X): right-handed, Y up, facing +Z. Blender: Z up, facing -Y. INRIA PLY of other tools: usually Y
-down, facing -Z, which is the body's frame turned by 180 degrees about X.
+Body (backend, bundle, SMPL-X): right-handed, Y up, facing +Z. Blender: Z up, facing -Y. INRIA PLY of other tools:
+usually Y down, facing -Z, which is the body's frame turned by 180 degrees about X.
 """
 
 from __future__ import annotations

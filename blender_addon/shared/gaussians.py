@@ -53,8 +53,15 @@ class GaussianCloud:
         for name in (*shapes, "sh_rest"):
             value = np.ascontiguousarray(getattr(self, name), np.float32)
             if name == "sh_rest":
-                if value.ndim != 3 or value.shape[0] != n or value.shape[1] not in SH_REST_COUNTS or value.shape[2] != 3:
-                    raise ValueError(f"sh_rest has shape {value.shape}, expected ({n}, K, 3) with K in {SH_REST_COUNTS}")
+                if (
+                    value.ndim != 3
+                    or value.shape[0] != n
+                    or value.shape[1] not in SH_REST_COUNTS
+                    or value.shape[2] != 3
+                ):
+                    raise ValueError(
+                        f"sh_rest has shape {value.shape}, expected ({n}, K, 3) with K in {SH_REST_COUNTS}"
+                    )
             elif value.shape != shapes[name]:
                 raise ValueError(f"{name} has shape {value.shape}, expected {shapes[name]}")
             if not np.isfinite(value).all():

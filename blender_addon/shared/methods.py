@@ -94,7 +94,16 @@ def request_from_json(method: str, values: Mapping[str, Any]) -> BodyRequest:
 
 def _parse(name: str, hint: Any, text: str) -> Any:
     if hint is bool:
-        words = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+        words = {
+            "true": True,
+            "yes": True,
+            "1": True,
+            "on": True,
+            "false": False,
+            "no": False,
+            "0": False,
+            "off": False,
+        }
         if text.lower() not in words:
             raise ValueError(f"{name} takes true or false, not {text!r}")
         return words[text.lower()]

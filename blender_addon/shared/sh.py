@@ -58,8 +58,8 @@ def sh_basis(directions: np.ndarray, degree: int) -> np.ndarray:
 def sh_rotation_matrix(rotation: np.ndarray, degree: int) -> np.ndarray:
     """[K, K] matrix that rotates the coefficients above degree 0, K = (degree + 1)^2 - 1.
 
-    A rotated function is f'(d) = f(R^-1 d); each band is closed under rotation, so the matrix is block diagonal and follows
-    exactly from the basis at more directions than it has functions.
+    A rotated function is f'(d) = f(R^-1 d); each band is closed under rotation, so the matrix is block diagonal and
+    follows exactly from the basis at more directions than it has functions.
 
     Args:
         rotation: [3, 3] rotation matrix R.

@@ -1,8 +1,8 @@
 """The SMPL-X skeleton as bones: names, hierarchy, tails, rolls, and the one rotation conversion.
 
-A joint's rotation in SMPL-X is R, in the axes of the body frame. A bone's rest matrix B has the bone's own axes as columns
-(y from head to tail). The same turn in the bone's own axes is B^-1 R B, and since Blender's frame is the body's turned by a
-fixed matrix, the result is the same in both.
+A joint's rotation in SMPL-X is R, in the axes of the body frame. A bone's rest matrix B has the bone's own axes as
+columns (y from head to tail). The same turn in the bone's own axes is B^-1 R B, and since Blender's frame is the
+body's turned by a fixed matrix, the result is the same in both.
 """
 
 from __future__ import annotations
@@ -55,20 +55,25 @@ BONE_NAMES: tuple[str, ...] = tuple(_bone_name(joint) for joint in JOINT_NAMES)
 """Blender's name of each joint's bone, sides as .L and .R."""
 
 FACIAL_ACTIONS: tuple[str, ...] = tuple(
-    """browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft cheekSquintRight
-    eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight eyeLookOutLeft eyeLookOutRight
-    eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft eyeWideRight jawForward jawLeft jawOpen jawRight
-    mouthClose mouthDimpleLeft mouthDimpleRight mouthFrownLeft mouthFrownRight mouthFunnel mouthLeft mouthLowerDownLeft
-    mouthLowerDownRight mouthPressLeft mouthPressRight mouthPucker mouthRight mouthRollLower mouthRollUpper mouthShrugLower
-    mouthShrugUpper mouthSmileLeft mouthSmileRight mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight
-    noseSneerLeft noseSneerRight tongueOut""".split()
+    """browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft
+    cheekSquintRight eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight
+    eyeLookOutLeft eyeLookOutRight eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft eyeWideRight
+    jawForward jawLeft jawOpen jawRight mouthClose mouthDimpleLeft mouthDimpleRight mouthFrownLeft mouthFrownRight
+    mouthFunnel mouthLeft mouthLowerDownLeft mouthLowerDownRight mouthPressLeft mouthPressRight mouthPucker mouthRight
+    mouthRollLower mouthRollUpper mouthShrugLower mouthShrugUpper mouthSmileLeft mouthSmileRight mouthStretchLeft
+    mouthStretchRight mouthUpperUpLeft mouthUpperUpRight noseSneerLeft noseSneerRight tongueOut""".split()
 )
 """The 52 facial actions by ARKit's names, alphabetical."""
 
-_TAIL_CHILD = {"pelvis": "spine1", "spine3": "neck", "left_wrist": "left_middle1", "right_wrist": "right_middle1"}
+_TAIL_CHILD = {"pelvis": "spine1", "spine3": "neck"}
 """Which child the tail points to where a joint has several."""
 
-_LEAF_TAILS_M = {"head": (0, 0.18, 0), "jaw": (0, -0.035, 0.08), "left_eye_smplhf": (0, 0, 0.03), "right_eye_smplhf": (0, 0, 0.03)}
+_LEAF_TAILS_M = {
+    "head": (0, 0.18, 0),
+    "jaw": (0, -0.035, 0.08),
+    "left_eye_smplhf": (0, 0, 0.03),
+    "right_eye_smplhf": (0, 0, 0.03),
+}
 """Tails of the face's joints relative to their heads, metres, of an adult; by eye."""
 
 
@@ -105,8 +110,8 @@ def bone_rest(joints_m: np.ndarray) -> BoneRest:
     if float(lengths.min()) < 1e-4:
         raise ValueError(f"the bone of {JOINT_NAMES[int(lengths.argmin())]} has no length")
     y /= lengths
-    # z faces the front, for bones that point forwards (feet, jaw, eyes) up: both references are symmetric in x, so mirrored
-    # bones get mirrored axes and Blender's pose mirroring works.
+    # z faces the front, for bones that point forwards (feet, jaw, eyes) up: both references are symmetric in x, so
+    # mirrored bones get mirrored axes and Blender's pose mirroring works.
     reference = np.where(np.abs(y[:, 2:3]) > 0.7, [[0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]])
     z = reference - y * (reference * y).sum(axis=1, keepdims=True)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
@@ -120,6 +125,13 @@ def _tail(joint: int, heads: np.ndarray) -> np.ndarray:
     children = np.flatnonzero(joint == PARENTS)
     if name in _TAIL_CHILD:
         return heads[JOINT_NAMES.index(_TAIL_CHILD[name])]
+    if name.endswith("_wrist"):
+        # The hand goes on along the forearm, so that turning it about its own y axis is the roll that the twist
+        # helpers share.
+        forearm = heads[joint] - heads[PARENTS[joint]]
+        knuckle = heads[JOINT_NAMES.index(name.replace("wrist", "middle1"))]
+        share = np.linalg.norm(knuckle - heads[joint]) / max(float(np.linalg.norm(forearm)), 1e-9)
+        return heads[joint] + forearm * share
     if len(children):
         return heads[children[0]]
     if name.endswith("_foot"):

@@ -43,7 +43,9 @@ def test_padded_to_degree_3_a_gaussian_has_62_floats(tmp_path: Path) -> None:
 
 def test_full_and_zero_opacity_survive(tmp_path: Path) -> None:
     cloud = random_cloud(count=2, degree=0)
-    cloud = GaussianCloud(cloud.positions_m, cloud.scales_m, cloud.rotations_wxyz, np.array([1.0, 0.0]), cloud.sh_dc, cloud.sh_rest)
+    cloud = GaussianCloud(
+        cloud.positions_m, cloud.scales_m, cloud.rotations_wxyz, np.array([1.0, 0.0]), cloud.sh_dc, cloud.sh_rest
+    )
     write_ply(tmp_path / "a.ply", cloud)
     opacities = read_ply(tmp_path / "a.ply").opacities
     assert opacities[0] == 1

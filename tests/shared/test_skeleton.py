@@ -73,7 +73,9 @@ def test_a_mirrored_pose_has_mirrored_local_quaternion_signs() -> None:
 def test_bone_rotation_round_trip() -> None:
     rest = bone_rest(symmetric_joints())
     rotations = random_rotations(55, 6)
-    np.testing.assert_allclose(from_bone_rotation(to_bone_rotation(rotations, rest.matrices), rest.matrices), rotations, atol=1e-12)
+    np.testing.assert_allclose(
+        from_bone_rotation(to_bone_rotation(rotations, rest.matrices), rest.matrices), rotations, atol=1e-12
+    )
 
 
 def test_axis_angle() -> None:

@@ -1,7 +1,8 @@
 """Gaussian PLY in the layout of the INRIA code base: logit opacity, log scales, channel-major higher coefficients.
 
-Reads any degree from 0 to 4, any order of properties, extra properties and extra elements of fixed size, ascii and both byte
-orders. Writes binary little endian with normals and at least degree 3 padding on request, which is what every viewer takes.
+Reads any degree from 0 to 4, any order of properties, extra properties and extra elements of fixed size, ascii and
+both byte orders. Writes binary little endian with normals and at least degree 3 padding on request, which is what
+every viewer takes.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ def read_ply(path: str | os.PathLike[str]) -> GaussianCloud:
     vertex = elements[index]
     if vertex.count > MAX_SPLATS:
         raise PlyError(f"{path.name}: announces {vertex.count} Gaussians, more than {MAX_SPLATS} are not read")
-    table = _read_ascii(path, offset, elements, index) if order == "" else _read_binary(path, offset, elements, index, order)
+    table = (
+        _read_ascii(path, offset, elements, index)
+        if order == ""
+        else _read_binary(path, offset, elements, index, order)
+    )
     return _to_cloud(table, path.name)
 
 
@@ -67,8 +72,8 @@ def write_ply(path: str | os.PathLike[str], cloud: GaussianCloud, *, degree: int
     Args:
         path: File to write.
         cloud: Any degree.
-        degree: Degree of the file; higher coefficients that the cloud lacks are zero. None keeps the cloud's. Degree 3 gives
-            the 62 floats a Gaussian that the strictest viewers ask for.
+        degree: Degree of the file; higher coefficients that the cloud lacks are zero. None keeps the cloud's. Degree 3
+            gives the 62 floats a Gaussian that the strictest viewers ask for.
 
     Raises:
         ValueError: If `degree` is below the cloud's.
@@ -199,7 +204,9 @@ def _to_cloud(table: np.ndarray, name: str) -> GaussianCloud:
     if len(rest_names) % 3 or len(rest_names) // 3 not in SH_REST_COUNTS:
         raise PlyError(f"{name}: has {len(rest_names)} f_rest properties, which is no spherical harmonics degree")
     count = len(rest_names) // 3
-    rest = columns(rest_names).reshape(len(table), 3, count).transpose(0, 2, 1) if count else np.zeros((len(table), 0, 3))
+    rest = (
+        columns(rest_names).reshape(len(table), 3, count).transpose(0, 2, 1) if count else np.zeros((len(table), 0, 3))
+    )
     logit = columns(["opacity"])[:, 0].astype(np.float64)
     opacities = 1 / (1 + np.exp(-np.clip(logit, -700, 700)))
     opacities = np.where(opacities >= OPACITY_LOGIT_MAX - 2.0**-24, 1.0, opacities)
