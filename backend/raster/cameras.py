@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -41,3 +42,16 @@ def orbit_camera(
     w2c[:3, 3] = -rotation @ (np.asarray(centre_m, np.float64) + distance_m * towards_camera)
     intrinsics = np.array([[focal_px, 0, size_px / 2], [0, focal_px, size_px / 2], [0, 0, 1.0]])
     return Cameras(torch.tensor(w2c[None]), torch.tensor(intrinsics[None]), size_px, size_px)
+
+
+def orbit_cameras(
+    centre_m: np.ndarray,
+    distance_m: float,
+    azimuths_deg: Sequence[float],
+    elevation_deg: float,
+    focal_px: float,
+    size_px: int,
+) -> Cameras:
+    """One camera per azimuth, at least one; see `orbit_camera`."""
+    single = [orbit_camera(centre_m, distance_m, a, elevation_deg, focal_px, size_px) for a in azimuths_deg]
+    return Cameras(torch.cat([c.w2c for c in single]), torch.cat([c.K for c in single]), size_px, size_px)

@@ -1,0 +1,155 @@
+"""Refine bound Gaussians until their picture is the photo, and leave alone what the photo does not show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from backend.context import Context
+from backend.human.camera import PinholeCamera
+from backend.raster import rasterize
+from backend.splats.bound import BoundSplats
+from backend.splats.losses import (
+    Neighbourhood,
+    View,
+    alpha_loss,
+    box_of_mask,
+    make_view,
+    photometric_loss,
+    roughness,
+)
+from backend.splats.parameters import GatedAdam, Posing, SplatParameters
+from backend.splats.render import BACKGROUND, to_uint8
+
+STAGE = "optimise"
+
+
+@dataclass(frozen=True)
+class OptimiseSettings:
+    """How long and how fast; the rates are Adam's steps at the start, falling to a tenth along a half cosine."""
+
+    iterations: int = 200
+    size_px: int = 512  # longer side of the whole view, and of the face crop
+    colour_rate: float = 0.01  # display sRGB
+    opacity_rate: float = 0.03  # logit
+    scale_rate: float = 0.01  # log
+    offset_rate: float = 0.03  # of the Gaussian's in-plane scale
+    alpha_weight: float = 0.5
+    final_whole_views: int = 40  # the last ones, in which the silhouette counts more
+    final_alpha_factor: float = 5.0
+    roughness_weight: float = 0.02
+    scale_drift_weight: float = 0.005
+    preview_every: int = 50
+
+
+def optimise_to_photo(
+    splats: BoundSplats,
+    posed_proxy_m: np.ndarray,
+    rest_proxy_m: np.ndarray,
+    triangles: np.ndarray,
+    camera: PinholeCamera,
+    image: np.ndarray,
+    mask: np.ndarray,
+    held: np.ndarray,
+    face_box_px: tuple[float, float, float, float] | None,
+    settings: OptimiseSettings,
+    context: Context,
+) -> BoundSplats:
+    """Fit offset, in-plane scales, opacity and colour of every Gaussian, as far as its gates let it.
+
+    Args:
+        splats: N Gaussians bound to the proxy.
+        posed_proxy_m: [V, 3] the proxy in the photo's pose and expression.
+        rest_proxy_m: [V, 3] the proxy at rest.
+        triangles: [T, 3] vertex indices.
+        camera: of the photo.
+        image: uint8 [H, W, 3].
+        mask: float [H, W] 0..1, the person with what they hold.
+        held: bool [H, W], what they hold; has no influence.
+        face_box_px: x0, y0, x1, y1 of the face in the photo; every second step looks at it. None: whole view only.
+        settings: see there.
+        context: progress, preview, cancel and seed.
+
+    Returns:
+        The same Gaussians in the same order; gates, confidence, kind and binding as they were.
+
+    Raises:
+        ValueError: If the mask is empty or the picture's arrays differ in size.
+        Cancelled: If the user cancelled.
+    """
+    _check_sizes(camera, image, mask, held)
+    if len(splats) == 0 or settings.iterations == 0:
+        return splats
+    whole = make_view(camera, image, mask, held, box_of_mask(mask), settings.size_px)
+    face = None if face_box_px is None else make_view(camera, image, mask, held, face_box_px, settings.size_px)
+    schedule = _schedule(settings, whole, face)
+    parameters = SplatParameters(splats, Posing.of(splats, posed_proxy_m, rest_proxy_m, triangles))
+    neighbours = Neighbourhood.of(parameters.posed()[0].means.detach().numpy(), splats.kind)
+    adam = GatedAdam(
+        [
+            (parameters.colours, splats.colour_gate, settings.colour_rate),
+            (parameters.offsets, splats.shape_gate, settings.offset_rate),
+            (parameters.log_scales, splats.shape_gate, settings.scale_rate),
+            (parameters.logits, splats.shape_gate, settings.opacity_rate),
+        ]
+    )
+    generator = torch.Generator().manual_seed(context.seed)
+    for step, (view, alpha_weight) in enumerate(schedule):
+        background = torch.rand(3, generator=generator)
+        adam.zero_grad()
+        loss = _loss(parameters, neighbours, view, background, alpha_weight, settings)
+        loss.backward()
+        adam.step(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / settings.iterations)))
+        parameters.clamp_()
+        context.progress(STAGE, step + 1, settings.iterations, f"loss {float(loss.detach()):.4f}")
+        if (step + 1) % settings.preview_every == 0:
+            context.preview(_preview(parameters, whole))
+    return parameters.bound()
+
+
+def _check_sizes(camera: PinholeCamera, image: np.ndarray, mask: np.ndarray, held: np.ndarray) -> None:
+    size = (camera.height, camera.width)
+    for name, array in (("image", image), ("mask", mask), ("held", held)):
+        if array.shape[:2] != size:
+            raise ValueError(f"{name} is {array.shape[1]} x {array.shape[0]} px, the camera {size[1]} x {size[0]} px")
+
+
+def _schedule(settings: OptimiseSettings, whole: View, face: View | None) -> list[tuple[View, float]]:
+    """View and weight of the alpha loss for every step; whole view and face take turns, the whole view comes last."""
+    steps: list[tuple[View, float]] = []
+    whole_views_left = settings.final_whole_views
+    for back in range(settings.iterations):
+        if face is not None and back % 2:
+            steps.append((face, settings.alpha_weight))
+            continue
+        final = whole_views_left > 0
+        whole_views_left -= 1
+        steps.append((whole, settings.alpha_weight * (settings.final_alpha_factor if final else 1.0)))
+    return steps[::-1]
+
+
+def _loss(
+    parameters: SplatParameters,
+    neighbours: Neighbourhood,
+    view: View,
+    background: Tensor,
+    alpha_weight: float,
+    settings: OptimiseSettings,
+) -> Tensor:
+    posed, colours = parameters.posed()
+    output = rasterize(posed, view.cameras, features=colours)
+    drawn, alpha = output.features[0], output.alpha[0]
+    loss = photometric_loss(drawn, alpha, view, background) + alpha_weight * alpha_loss(alpha, view)
+    loss = loss + settings.roughness_weight * roughness(parameters.offsets[:, 2], neighbours)
+    return loss + settings.scale_drift_weight * parameters.log_scales.square().mean()
+
+
+@torch.no_grad()
+def _preview(parameters: SplatParameters, view: View) -> np.ndarray:
+    posed, colours = parameters.posed()
+    output = rasterize(posed, view.cameras, features=colours, background=torch.tensor(BACKGROUND))
+    return to_uint8(output.features[0].permute(1, 2, 0).numpy())
