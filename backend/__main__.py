@@ -45,8 +45,6 @@ def build_parser() -> argparse.ArgumentParser:
     render.add_argument("--size", type=int, default=512, metavar="PX")
     render.add_argument("--turntable", type=int, default=1, metavar="N", help="N views around: NAME_000.png and so on")
     render.add_argument("--pose", choices=("rest", "photo"), default="rest", help="of an avatar")
-    render.add_argument("--motion", type=Path, metavar="FILE", help="SMPL-X motion (.npz) that poses an avatar")
-    render.add_argument("--frame", type=int, default=0, metavar="K", help="frame of the motion")
     render.add_argument("--set", action="append", default=[], metavar="CONTROL=VALUE", help="a facial action, 0..1")
 
     doctor = commands.add_parser("doctor", help="say what works on this machine")

@@ -69,9 +69,10 @@ def read_photo(path: Path) -> Photo:
         UserError: With code 2 and one line, if the file is missing, empty, no picture, damaged, too large or too small.
     """
     data = _read_bytes(path)
+    notes: list[str] = []
     with python_warnings.catch_warnings():
-        # Thread-wide, but Pillow only warns between our limit and its own error.
-        python_warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Pillow warns of odd tags, which change nothing, and of sizes, which are checked here.
+        python_warnings.simplefilter("ignore")
         image = _open(data, path)
         _check_size(image.size, path)
         try:
@@ -79,9 +80,8 @@ def read_photo(path: Path) -> Photo:
         except _DAMAGE as error:
             reason = _first_line(error)
             raise UserError(f"{path.name} is damaged or cut off ({reason}); save or copy it again") from error
-    notes: list[str] = []
+        upright = _upright(image, notes)
     file_format = (image.format or "").lower()
-    upright = _upright(image, notes)
     size = upright.size
     rgb, alpha = _to_rgb(upright, notes)
     if alpha is not None and not alpha.getextrema()[1]:

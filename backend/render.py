@@ -1,0 +1,112 @@
+"""`render`: pictures of an avatar bundle or of a splat file."""
+
+from __future__ import annotations
+
+import math
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from backend.errors import DONE, UserError
+from backend.preview import draw_view, photo_actions
+from backend.splats.deform import pose_avatar
+from blender_addon.shared.avatar import Avatar, BundleError, read_bundle
+from blender_addon.shared.formats.ply import read_ply
+from blender_addon.shared.gaussians import GaussianCloud
+
+MAX_SIDE_PX = 8192
+MAX_VIEWS = 3600
+
+
+def render_command(options: Namespace, controls: Mapping[str, str]) -> int:
+    """Render one view, or a turntable, to PNG.
+
+    Args:
+        options: Of the command line.
+        controls: Weights of facial actions as texts.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: If the source cannot be read, the output cannot be written or an option makes no sense.
+    """
+    if not 16 <= options.size <= MAX_SIDE_PX:
+        raise UserError(f"--size takes 16 to {MAX_SIDE_PX} px, not {options.size}")
+    if not 1 <= options.turntable <= MAX_VIEWS:
+        raise UserError(f"--turntable takes 1 to {MAX_VIEWS} views, not {options.turntable}")
+    if options.out.suffix.lower() != ".png":
+        raise UserError(f"--out takes the name of a .png file, not {options.out.name}")
+    cloud, avatar = read_source(options.source)
+    if avatar is not None:
+        weights = parse_controls(controls, avatar)
+        pose = avatar.photo_pose if options.pose == "photo" else np.zeros_like(avatar.photo_pose)
+        expression = photo_actions(avatar) if options.pose == "photo" else {}
+        cloud = pose_avatar(cloud, avatar, pose, actions=expression | weights)
+    elif controls or options.pose != "rest":
+        raise UserError(f"{options.source} is no avatar and cannot be posed; give the folder of an avatar")
+    bounds = (np.percentile(cloud.positions_m, 0.2, axis=0), np.percentile(cloud.positions_m, 99.8, axis=0))
+    for index in range(options.turntable):
+        azimuth = options.azimuth + 360.0 * index / options.turntable
+        image = draw_view(cloud, azimuth, options.elevation, options.size, bounds)
+        path = options.out
+        if options.turntable > 1:
+            path = path.with_name(f"{path.stem}_{index:03d}{path.suffix}")
+        write_png(path, image)
+        print(path)
+    return DONE
+
+
+def read_source(source: Path) -> tuple[GaussianCloud, Avatar | None]:
+    """The cloud of a bundle folder or a .ply file, and the avatar where it has one.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        if source.is_dir():
+            return read_bundle(source)
+        return read_ply(source), None
+    except BundleError as error:
+        raise UserError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source} cannot be read ({error}); give the folder of an avatar or a splat .ply") from error
+
+
+def parse_controls(controls: Mapping[str, str], avatar: Avatar) -> dict[str, float]:
+    """Weights of shape keys from texts.
+
+    Raises:
+        UserError: If a name is unknown or a value is no number from 0 to 1.
+    """
+    names = {str(name) for name in avatar.shape_key_names}
+    weights: dict[str, float] = {}
+    for name, text in controls.items():
+        if name not in names:
+            raise UserError(f"the avatar has no control {name!r}; it has: {', '.join(sorted(names))}")
+        try:
+            weights[name] = float(text)
+        except ValueError:
+            weights[name] = math.nan
+        if not 0.0 <= weights[name] <= 1.0:
+            raise UserError(f"{name} takes a number from 0 to 1, not {text!r}")
+    return weights
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write a picture, uint8 [H, W, 3], atomically.
+
+    Raises:
+        UserError: If the place cannot be written.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(part, format="PNG")
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another --out") from error
