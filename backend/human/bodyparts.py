@@ -10,7 +10,7 @@ from blender_addon.shared.skeleton import JOINT_NAMES
 
 TWIST_NAMES = ("left_forearm_twist", "right_forearm_twist", "left_upper_arm_twist", "right_upper_arm_twist")
 WEIGHT_UNIT = 1 << 15
-"""Skin weights are multiples of 1 / 32768: their float32 sums are exact, so helper columns merge back without rounding."""
+"""Skin weights are multiples of 1 / 32768: float32 sums of them are exact, so helper columns merge back exactly."""
 _HAND_FINGERS = ("thumb", "index", "middle", "ring", "pinky")  # mediapipe's order
 _TIP_VERTICES = 6
 
@@ -38,7 +38,9 @@ def twist_bones(template_m: np.ndarray, joints_m: np.ndarray, skin_weights: np.n
     shoulder's weight is 1 at the shoulder and falls to 0 at the middle of the upper arm.
 
     Args:
-        template_m: [V, 3] T-pose vertices.  joints_m: [55, 3].  skin_weights: [V, 55].
+        template_m: [V, 3] T-pose vertices.
+        joints_m: [55, 3].
+        skin_weights: [V, 55].
     """
     index = JOINT_NAMES.index
     parents, sources, ends, factors, columns = [], [], [], [], []
@@ -65,14 +67,18 @@ def twist_bones(template_m: np.ndarray, joints_m: np.ndarray, skin_weights: np.n
     )
 
 
-def hand_keypoint_rows(template_m: np.ndarray, joint_regressor: sp.csr_matrix, skin_weights: np.ndarray) -> sp.csr_matrix:
+def hand_keypoint_rows(
+    template_m: np.ndarray, joint_regressor: sp.csr_matrix, skin_weights: np.ndarray
+) -> sp.csr_matrix:
     """Mediapipe's 21 hand landmarks, left then right, as rows over the vertices.
 
     Wrist and knuckles are rows of the joint regressor; a finger's tip is the mean of the vertices of its last bone that
     reach farthest along it.
 
     Args:
-        template_m: [V, 3] T-pose vertices.  joint_regressor: [55, V].  skin_weights: [V, 55].
+        template_m: [V, 3] T-pose vertices.
+        joint_regressor: [55, V].
+        skin_weights: [V, 55].
 
     Returns:
         [42, V] float32, rows sum to 1.

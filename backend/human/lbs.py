@@ -1,7 +1,7 @@
-"""Linear blend skinning over SMPL-X's 55 joints, with optional twist helpers; torch, differentiable, no batch dimension.
+"""Linear blend skinning over SMPL-X's 55 joints, with optional twist helpers; torch, differentiable, no batches.
 
-Rest frames of all joints are parallel to the body frame (y up, +z front), as in SMPL-X, so a pose is one axis-angle vector
-per joint and `pose[0]` turns the whole body about its pelvis.
+Rest frames of all joints are parallel to the body frame (y up, +z front), as in SMPL-X, so a pose is one axis-angle
+vector per joint and `pose[0]` turns the whole body about its pelvis.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _SMALL_ANGLE_SQUARED = 1e-8  # below it Taylor series replace sin(a)/a and (1 - 
 class TwistBones:
     """Helper bones that spread a joint's twist along the limb.
 
-    A helper sits in its parent joint and turns, in the parent's frame, by `factor` times the twist of the source joint's
-    local rotation about the rest axis from the parent joint to `ends`.
+    A helper sits in its parent joint and turns, in the parent's frame, by `factor` times the twist of the source
+    joint's local rotation about the rest axis from the parent joint to `ends`.
 
     Attributes:
         names: [K] names of the helpers.
@@ -138,7 +138,8 @@ def skinning_transforms(joints_m: Tensor, pose: Tensor, twist: TwistBones | None
     """Matrices that take rest points to posed points, one per joint and helper.
 
     Args:
-        joints_m: [55, 3] rest joints, metres.  pose: [55, 3] axis-angle.
+        joints_m: [55, 3] rest joints, metres.
+        pose: [55, 3] axis-angle.
         twist: adds its helpers behind the joints.
 
     Returns:
@@ -176,7 +177,9 @@ def skin(
     """Poses vertices.
 
     Args:
-        vertices_m: [V, 3] rest vertices.  joints_m: [55, 3] rest joints.  pose: [55, 3] axis-angle.
+        vertices_m: [V, 3] rest vertices.
+        joints_m: [55, 3] rest joints.
+        pose: [55, 3] axis-angle.
         weights: [V, 55], or [V, 55 + K] with `twist` (its own `skin_weights`, or the rows of some vertices).
         translation_m: [3] added last.
         twist: helpers to use.
@@ -205,8 +208,11 @@ def vertex_transforms(
     """The blended matrix of every vertex, for posing and un-posing with numpy; computed in float64.
 
     Args:
-        joints_m: [55, 3].  pose: [55, 3] axis-angle.  weights: [V, 55], or [V, 55 + K] with `twist`.
-        translation_m: [3] added last.  twist: helpers to use.
+        joints_m: [55, 3].
+        pose: [55, 3] axis-angle.
+        weights: [V, 55], or [V, 55 + K] with `twist`.
+        translation_m: [3] added last.
+        twist: helpers to use.
 
     Returns:
         [V, 3, 4] float64; posed = M[:, :, :3] rest + M[:, :, 3].

@@ -1,7 +1,7 @@
 """Body models behind one interface: Effigy's default body, and a user's own SMPL-X (see smplx_body.py).
 
-The default body is derived from MakeHuman's CC0 base mesh by scripts/make_default_body.py. It has SMPL-X's 55 joints and
-names, so motion made for SMPL-X drives it, but its shape numbers are not SMPL-X betas.
+The default body is derived from MakeHuman's CC0 base mesh by scripts/make_default_body.py. It has SMPL-X's 55 joints
+and names, so motion made for SMPL-X drives it, but its shape numbers are not SMPL-X betas.
 """
 
 from __future__ import annotations
