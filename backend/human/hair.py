@@ -1,0 +1,359 @@
+"""Hair as three jittered shells of strand-aligned Gaussians between the skull and the photo's outline.
+
+The outline gives the thickness at the rim; the back takes the sides' thickness and tapers to the neck at the nape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+from scipy.spatial import cKDTree
+
+from backend.human.hair_colour import HairLook, colour_hair, strand_directions
+from backend.human.head_fit import EYES, SKULL_JOINTS
+from backend.human.head_view import HeadView, sample
+from backend.human.head_warp import PhotoFrame, ear_vertices, pixels
+from backend.human.model import BodyModel, Region
+from backend.human.personal import Personal, head_triangles
+from backend.perception.people import Person
+from backend.splats.bound import BoundSplats, Kind, bind_points
+
+SHELLS = ((18000, 0.97, 0.03), (8000, 0.62, 0.10), (5000, 0.25, 0.10))
+"""Per shell: points on the full sphere, share of the thickness, radial jitter as a share of the thickness."""
+RAYS = 180
+LARGEST_EXCESS_M = 0.09
+STILL_M = 0.0008
+"""Hair hangs on triangles that no facial action moves by more than this."""
+
+
+@dataclass(frozen=True)
+class Skull:
+    """The head under the hair in rest space, and its rigid map to the camera.
+
+    Attributes:
+        centre_m: [3] origin of the shells, above the eyes in the middle of the skull.
+        directions: [K, 3] unit directions of skull vertices; radii_m [K] their distances.
+        radii_m: [K].
+        turn: [3, 3] rest axes to camera axes; shift_m [3].
+        shift_m: [3].
+        eyes_m: [3] between the eyes; chin_y_m the chin's tip; unit_m the distance of the eyes.
+        chin_y_m: Height.
+        unit_m: Length.
+        ear_front_m: z of the ears' front edge.
+    """
+
+    centre_m: np.ndarray
+    directions: np.ndarray
+    radii_m: np.ndarray
+    turn: np.ndarray
+    shift_m: np.ndarray
+    eyes_m: np.ndarray
+    chin_y_m: float
+    unit_m: float
+    ear_front_m: float
+
+    def radius(self, directions: np.ndarray) -> np.ndarray:
+        """[N] distance of the skin in unit directions [N, 3]."""
+        distance, nearest = cKDTree(self.directions).query(directions, k=4)
+        weight = 1 / (distance + 0.02) ** 2
+        return (self.radii_m[nearest] * weight).sum(axis=1) / weight.sum(axis=1)
+
+    def to_camera(self, points_m: np.ndarray) -> np.ndarray:
+        """Rest points [N, 3] in the camera."""
+        return points_m @ self.turn.T + self.shift_m
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What the photo says about the hair's extent.
+
+    Attributes:
+        thetas: [A] image angles about the centre, y down.
+        excess_m: [A] hair beyond the skull at the rim, 0 where none shows.
+        top_m: Typical excess above the head.
+        side_m: Typical excess at the sides.
+        low_y_m: Rest height of the hair's lower end at the sides.
+        nape_y_m: Rest height of its lower end at the back.
+    """
+
+    thetas: np.ndarray
+    excess_m: np.ndarray
+    top_m: float
+    side_m: float
+    low_y_m: float
+    nape_y_m: float
+
+
+@dataclass(frozen=True)
+class Strands:
+    """Hair points in rest space: positions, unit directions from the centre, normals, shell share, spacing; N each."""
+
+    positions_m: np.ndarray
+    directions: np.ndarray
+    normals: np.ndarray
+    share: np.ndarray
+    spacing_m: np.ndarray
+
+    def select(self, index: np.ndarray) -> Strands:
+        """The points at `index`."""
+        return Strands(*(getattr(self, n)[index] for n in self.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class HairShell:
+    """The hair's Gaussians and what lies under them.
+
+    Attributes:
+        splats: The Gaussians.
+        centre_m: [3] centre of the shells.
+        directions: [N, 3] of the Gaussians.
+        radii_m: [N] their distances from the centre.
+        scalp_colour: [3] of skin below the hair.
+    """
+
+    splats: BoundSplats
+    centre_m: np.ndarray
+    directions: np.ndarray
+    radii_m: np.ndarray
+    scalp_colour: np.ndarray
+    reach: float = field(default=0.055)
+
+    def covers(self, points_m: np.ndarray) -> np.ndarray:
+        """[N] bool: points [N, 3] in rest space that lie under hair."""
+        if not len(self.directions):
+            return np.zeros(len(points_m), bool)
+        arm = points_m - self.centre_m
+        length = np.linalg.norm(arm, axis=1)
+        distance, nearest = cKDTree(self.directions).query(arm / length[:, None], k=3)
+        return (distance[:, 2] < self.reach) & (length < self.radii_m[nearest].max(axis=1) + 0.004)
+
+
+def hair_splats(
+    person: Person, view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame
+) -> HairShell:
+    """Build the hair.
+
+    Args:
+        person: The person on the photo.
+        view: The head's crop.
+        body: The body model.
+        personal: The personalised head.
+        frame: Rest space to the camera.
+    """
+    skull = _skull(body, personal, frame)
+    area = float((view.hair > 0.5).sum()) / (np.pi * (0.4 * view.face_height_px) ** 2)
+    if area < 0.05:  # bald
+        return _no_hair(skull)
+    outline = _outline(view, skull)
+    strands = _keep(view, skull, outline, _shell_points(skull, outline, view))
+    if len(strands.share) < 200:
+        return _no_hair(skull)
+    along = strand_directions(view, skull, strands)
+    look = colour_hair(view, skull, strands, along)
+    splats = _bound(body, personal, skull, strands, along, look)
+    radii = np.linalg.norm(strands.positions_m - skull.centre_m, axis=1)
+    return HairShell(splats, skull.centre_m, strands.directions, radii, look.middle * 0.55)
+
+
+def _no_hair(skull: Skull) -> HairShell:
+    zero, three = np.zeros(0), np.zeros((0, 3))
+    empty = BoundSplats(zero, three, three, np.zeros((0, 4)), three, zero, three, zero, zero, zero, zero, zero)
+    return HairShell(empty, skull.centre_m, three, zero, np.zeros(3))
+
+
+def _skull(body: BodyModel, personal: Personal, frame: PhotoFrame) -> Skull:
+    rest = personal.vertices_m.astype(np.float64)
+    weight = body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1)
+    eyes = personal.joints_m[list(EYES)]
+    unit = float(np.linalg.norm(eyes[0] - eyes[1]))
+    chin = float((body.face_landmarks[[152]] @ rest)[0, 1])
+    ears = ear_vertices(body, rest, personal.joints_m)
+    head = (weight > 0.5) & (body.regions == Region.HEAD) & body.outer
+    centre = np.array([eyes[:, 0].mean(), eyes[:, 1].mean() + 0.47 * unit, 0.0])
+    centre[2] = (rest[head, 2].max() - 0.5 * unit + rest[head, 2].min()) / 2
+    chosen = head_triangles(body)
+    on = np.zeros(len(rest), bool)
+    on[np.unique(body.triangles[chosen])] = True
+    arms = rest[on & body.outer & (ears == 0) & (body.regions <= Region.HEAD)] - centre
+    radii = np.linalg.norm(arms, axis=1)
+    rigid = weight > 0.97
+    return Skull(
+        centre_m=centre,
+        directions=arms / radii[:, None],
+        radii_m=radii,
+        turn=frame.linear[rigid].mean(axis=0),
+        shift_m=frame.shift[rigid].mean(axis=0),
+        eyes_m=eyes.mean(axis=0),
+        chin_y_m=chin,
+        unit_m=unit,
+        ear_front_m=float(rest[ears != 0, 2].max()) if (ears != 0).any() else float(centre[2]),
+    )
+
+
+def _outline(view: HeadView, skull: Skull) -> Outline:
+    """Thickness of the hair at the rim by angle, and where it ends at the sides and the back."""
+    centre_camera = skull.to_camera(skull.centre_m[None])
+    centre = pixels(centre_camera, view.camera)[0]
+    m_per_px = centre_camera[0, 2] / view.camera.fx
+    thetas = np.linspace(-np.pi, np.pi, RAYS + 1)[:-1]
+    rim = _rim_radius(view, skull, centre, thetas)
+    hair = _hair_radius(view, centre, thetas, rim)
+    hairy = hair > 0
+    excess = np.clip(np.where(hairy, hair - rim, 0) * m_per_px, 0, LARGEST_EXCESS_M)
+    excess = np.where(hairy, gaussian_filter1d(excess, 1.5, mode="wrap"), 0)
+    level = np.minimum(abs(thetas), np.pi - abs(thetas)) < 0.6
+    side = float(np.median(excess[level & hairy])) if (level & hairy).any() else 0.008
+    top = float(np.median(excess[abs(thetas + np.pi / 2) < 0.5]))
+    ends = []
+    for sign in (-1, 1):
+        on_side = hairy & (np.cos(thetas) * sign > 0.15)
+        ends.append((np.sin(thetas) * hair)[on_side].max() if on_side.any() else 0.0)
+    low = float(skull.centre_m[1] - np.mean(ends) * m_per_px)
+    nape = min(low, skull.eyes_m[1] - 1.3 * skull.unit_m) - 0.01
+    nape = max(nape, skull.chin_y_m - 0.012) if low > skull.chin_y_m - 0.03 else low
+    return Outline(thetas, excess, top, max(side, 0.006), low, float(nape))
+
+
+def _rim_radius(view: HeadView, skull: Skull, centre_px: np.ndarray, thetas: np.ndarray) -> np.ndarray:
+    """[A] outermost projected skull by angle, px."""
+    above = skull.centre_m + skull.directions * skull.radii_m[:, None]
+    above = above[above[:, 1] > skull.chin_y_m - 0.02]
+    polar = pixels(skull.to_camera(above), view.camera) - centre_px
+    angle, radius = np.arctan2(polar[:, 1], polar[:, 0]), np.linalg.norm(polar, axis=1)
+    out = np.zeros(len(thetas))
+    for i, theta in enumerate(thetas):
+        near = abs((angle - theta + np.pi) % (2 * np.pi) - np.pi) < 0.05
+        out[i] = radius[near].max() if near.any() else 0.0
+    return out
+
+
+def _hair_radius(view: HeadView, centre_px: np.ndarray, thetas: np.ndarray, rim_px: np.ndarray) -> np.ndarray:
+    """[A] outer end of the hair that starts at the skull's rim, px; 0 where there is none."""
+    size = view.mask.shape[0]
+    radii = np.arange(4, size, dtype=np.float64)
+    x = centre_px[0] + np.cos(thetas)[:, None] * radii
+    y = centre_px[1] + np.sin(thetas)[:, None] * radii
+    inside = (x > 1) & (x < size - 1) & (y > 1) & (y < size - 1)
+    uv = np.stack([x.ravel(), y.ravel()], axis=1)
+    hair = (sample(view.hair, uv).reshape(x.shape) > 0.5) & inside
+    mask = (sample(view.mask, uv).reshape(x.shape) > 0.5) & inside
+    out = np.zeros(len(thetas))
+    for i in range(len(thetas)):
+        exit_at = int(np.argmin(mask[i])) if not mask[i].all() else len(radii) - 1
+        start = int(np.clip(0.85 * rim_px[i] - 4, 0, len(radii) - 1))
+        run = np.flatnonzero(hair[i, start:exit_at])
+        if not len(run):
+            continue
+        end = start + run[-1]
+        if end > 0.93 * rim_px[i] - 4 and len(run) > 0.6 * (end - start - run[0]):
+            out[i] = radii[exit_at] if exit_at - end < 0.12 * exit_at else radii[end]
+    return out
+
+
+def _shell_points(skull: Skull, outline: Outline, view: HeadView) -> Strands:
+    """Points of all shells over the full sphere; hidden ones are drawn in until they project inside the mask."""
+    parts = [_one_shell(skull, outline, view, *shell, seed=k + 1) for k, shell in enumerate(SHELLS)]
+    directions, positions, share, spacing = (np.concatenate([p[i] for p in parts]) for i in range(4))
+    _, near = cKDTree(positions).query(positions, k=14)
+    arms = positions[near] - positions[near].mean(axis=1, keepdims=True)
+    normals = np.linalg.eigh(np.einsum("nki,nkj->nij", arms, arms))[1][:, :, 0]
+    normals *= np.sign((normals * directions).sum(axis=1, keepdims=True))
+    normals = normals + directions
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return Strands(positions, directions, normals, share, spacing)
+
+
+def _one_shell(
+    skull: Skull, outline: Outline, view: HeadView, count: int, share: float, jitter: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    i = np.arange(count) + 0.5
+    polar, turn = np.arccos(1 - 2 * i / count), np.pi * (1 + 5**0.5) * i + seed
+    directions = np.c_[np.cos(turn) * np.sin(polar), np.cos(polar), np.sin(turn) * np.sin(polar)]
+    directions += 0.3 / np.sqrt(count) * rng.standard_normal(directions.shape)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    skin = skull.radius(directions)
+    thickness = _thickness(skull, outline, directions, skin)
+    outward = thickness * (share + jitter * abs(rng.standard_normal(count))) + 0.002
+    hidden = (directions @ skull.turn.T)[:, 2] > -0.1
+    for _ in range(8):  # hair behind the head must not stick out beside it on the photo
+        points = skull.centre_m + directions * (skin + outward)[:, None]
+        out = hidden & (sample(view.mask, pixels(skull.to_camera(points), view.camera)) < 0.4)
+        outward = np.where(out, 0.8 * outward - 0.0005, outward)
+    points = skull.centre_m + directions * (skin + np.maximum(outward, 0.001))[:, None]
+    spacing = np.sqrt(4 * np.pi / count) * (skin + outward)
+    return directions, points, np.full(count, share), spacing
+
+
+def _thickness(skull: Skull, outline: Outline, directions: np.ndarray, skin_m: np.ndarray) -> np.ndarray:
+    """[N] metres of hair on the skull by direction."""
+    in_camera = directions @ skull.turn.T
+    across = in_camera[:, 0] ** 2 + in_camera[:, 1] ** 2
+    angle = np.arctan2(in_camera[:, 1], in_camera[:, 0])
+    rim = np.interp(angle, outline.thetas, outline.excess_m, period=2 * np.pi)
+    behind = across * np.where(rim > 0, rim, outline.side_m) + (1 - across) * 0.9 * outline.side_m
+    front = float(np.clip(0.35 * outline.top_m, 0.005, 0.014))
+    full = np.where(in_camera[:, 2] > 0, behind, across**2 * rim + (1 - across**2) * front)
+    height = skull.centre_m[1] + directions[:, 1] * skin_m
+    taper = np.clip((height - _lower_edge(skull, outline, directions[:, 0] * skin_m)) / 0.04, 0.04, 1)
+    taper = taper * taper * (3 - 2 * taper)
+    back = np.clip(in_camera[:, 2] + 0.1, 0, 0.3) / 0.3
+    return full * (1 - (1 - taper) * back * (1 - across**3))
+
+
+def _lower_edge(skull: Skull, outline: Outline, x_m: np.ndarray) -> np.ndarray:
+    """[N] height of the hair's lower end behind the ears: the nape in the middle, the seen ends at the sides."""
+    side = max(outline.low_y_m, outline.nape_y_m)
+    bow = np.clip(abs(x_m - skull.centre_m[0]) / (1.25 * skull.unit_m), 0, 1) ** 2
+    return outline.nape_y_m + (side - outline.nape_y_m) * bow
+
+
+def _keep(view: HeadView, skull: Skull, outline: Outline, strands: Strands) -> Strands:
+    """Drop points over bare skin: seen ones by the hair label, hidden ones below the nape or in front of the ears."""
+    points = skull.to_camera(strands.positions_m)
+    uv = pixels(points, view.camera)
+    facing = _facing(skull, points, strands.normals)
+    label, mask = sample(view.hair, uv), sample(view.mask, uv)
+    x, y, z = strands.positions_m.T
+    behind = z < skull.ear_front_m - 0.08 * skull.unit_m
+    hidden = (y > _lower_edge(skull, outline, x)) & (behind | (y > skull.eyes_m[1] + 0.5 * skull.unit_m))
+    return strands.select(np.where(facing > 0.05, label > 0.5, hidden) & (mask > 0.3))
+
+
+def _facing(skull: Skull, camera_points_m: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """[N] n.v of rest normals seen from the camera."""
+    toward = -camera_points_m / np.linalg.norm(camera_points_m, axis=1, keepdims=True)
+    return ((normals @ skull.turn.T) * toward).sum(axis=1)
+
+
+def _bound(
+    body: BodyModel, personal: Personal, skull: Skull, strands: Strands, along: np.ndarray, look: HairLook
+) -> BoundSplats:
+    """Bind the hair to the nearest triangles of the scalp that no expression moves."""
+    rest = personal.vertices_m.astype(np.float64)
+    still = np.abs(personal.action_offsets_m).max(axis=(0, 2)) < STILL_M
+    still &= (body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1) > 0.95) & (body.regions == Region.HEAD) & body.outer
+    triangles = np.flatnonzero(head_triangles(body) & still[body.triangles].all(axis=1))
+    feet = skull.centre_m + strands.directions * skull.radius(strands.directions)[:, None]
+    triangles = triangles[cKDTree(rest[body.triangles[triangles]].mean(axis=1)).query(feet)[1]]
+    n = len(triangles)
+    bary = np.full((n, 3), 1 / 3)
+    rotations = np.stack([along, np.cross(strands.normals, along), strands.normals], axis=2)
+    offsets, quaternions = bind_points(strands.positions_m, rotations, triangles, bary, rest, body.triangles)
+    spacing = strands.spacing_m
+    return BoundSplats(
+        triangles=triangles,
+        bary=bary,
+        offsets_m=offsets,
+        rotations_wxyz=quaternions,
+        scales_m=np.stack([1.24 * spacing, 0.39 * spacing, 0.16 * spacing], axis=1),
+        opacities=np.where(strands.share < 0.5, 0.95, 0.9),
+        colours=np.clip(look.colours, 0, 1),
+        confidence=look.confidence,
+        kind=np.full(n, Kind.HAIR),
+        colour_gate=np.clip(0.06 + look.confidence, 0, 1),
+        shape_gate=np.clip(0.25 + look.confidence, 0, 1),
+        opacity_floor=np.full(n, 0.3),
+    )

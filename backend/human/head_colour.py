@@ -1,0 +1,232 @@
+"""Colours of the head's skin: the photo where it can be trusted, a harmonic continuation over the mesh elsewhere.
+
+Clothes on the neck are told from skin, so that a collar continues round the neck as a collar.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.linalg import splu
+
+from backend.human.hair import HairShell
+from backend.human.head_fit import HEAD, SKULL_JOINTS
+from backend.human.head_view import FACE_OVAL, INNER_LIPS, LEFT_LIDS, RIGHT_LIDS, HeadView, lab_distance, sample
+from backend.human.model import BodyModel, Region
+from backend.human.personal import Personal
+from backend.perception.people import Label
+
+if TYPE_CHECKING:
+    from backend.human.head_skin import Seen, Sheet
+
+SEEN_WEIGHT, MIRRORED_WEIGHT, PRIOR_WEIGHT = 400.0, 25.0, 2.0
+"""Weights of seen, mirrored and median colours in the harmonic fill; edges weigh 1 / length (prototype)."""
+SHADING_POWER = 0.6
+"""Share of the fitted shading that the fill keeps: none looks flat, all of it exaggerates a studio light."""
+
+
+@dataclass(frozen=True)
+class SkinColours:
+    """colours [N, 3], confidence [N] 0..1, cloth [N] bool."""
+
+    colours: np.ndarray
+    confidence: np.ndarray
+    cloth: np.ndarray
+
+
+def colour_skin(
+    view: HeadView,
+    body: BodyModel,
+    personal: Personal,
+    points_m: np.ndarray,
+    sheet: Sheet,
+    seen: Seen,
+    hair: HairShell,
+) -> SkinColours:
+    """Colour samples of the skin.
+
+    Args:
+        view: The head's crop.
+        body: The body model.
+        personal: The personalised head.
+        points_m: [N, 3] samples in rest space.
+        sheet: Their triangles.
+        seen: How the photo sees them.
+        hair: The hair above.
+    """
+    photo = sample(view.image, seen.uv_px)
+    to_vertices = _sample_matrix(sheet, body)
+    chin = _chin_height(body, personal)
+    neck = points_m[:, 1] < chin - 0.008
+    trust = _trust(view, personal, seen, neck)
+    cloth = _cloth(view, body, seen, photo, trust, neck, to_vertices)
+    inner = ~body.outer[body.triangles[sheet.triangles]].any(axis=1)
+    trust[inner] = 0
+    skin_like = lab_distance(photo, view.skin_colour, lightness=0.5) < np.where(_outside_oval(view, seen), 19, 40)
+    shade = _shading(view, seen, photo, trust * skin_like * ~cloth) ** SHADING_POWER
+    usable = trust * skin_like * ~cloth
+    fill = _harmonic(to_vertices, body, usable, photo / shade[:, None], view.skin_colour * 0.94) * shade[:, None]
+    cloth_seen = trust * cloth
+    if cloth.any():
+        middle = np.median(photo[cloth_seen > 0.3], axis=0) if (cloth_seen > 0.3).sum() > 20 else np.full(3, 0.25)
+        fill[cloth] = _harmonic(to_vertices, body, cloth_seen, photo, middle)[cloth]
+    off = lab_distance(photo, fill, lightness=0.7)
+    trust *= np.where(_outside_oval(view, seen) & ~cloth, 1 - np.clip((off - 8) / 8, 0, 1), 1)
+    share = np.clip((trust - 0.08) / 0.35, 0, 1)
+    share = (share * share * (3 - 2 * share))[:, None]
+    colours = share * photo + (1 - share) * fill * _grain(len(photo))
+    colours[inner] = view.skin_colour * [0.5, 0.36, 0.34]
+    covered = hair.covers(points_m) & ~cloth & ~(seen.visible & (seen.facing > 0.2) & (sample(view.hair, seen.uv_px) < 0.4))
+    colours[covered], trust[covered] = hair.scalp_colour, 0
+    return SkinColours(colours, np.clip(trust, 0, 1), cloth)
+
+
+def _chin_height(body: BodyModel, personal: Personal) -> float:
+    """Rest height of the chin's tip, m."""
+    return float((body.face_landmarks[[152]] @ personal.vertices_m)[0, 1])
+
+
+def _sample_matrix(sheet: Sheet, body: BodyModel) -> sp.csr_matrix:
+    """[N, V] barycentric weights."""
+    n = len(sheet.triangles)
+    rows = np.repeat(np.arange(n), 3)
+    columns = body.triangles[sheet.triangles].ravel()
+    return sp.csr_matrix((sheet.bary.ravel(), (rows, columns)), shape=(n, len(body.template_m)))
+
+
+def _outside_oval(view: HeadView, seen: Seen) -> np.ndarray:
+    """[N] bool: beyond the shrunken face oval, where contour pixels mix with hair and shadow."""
+    if not len(view.landmarks_px):
+        return np.ones(len(seen.facing), bool)
+    return sample(view.polygon(FACE_OVAL, shrink=0.86, blur_px=4), seen.uv_px) < 0.5
+
+
+def _trust(view: HeadView, personal: Personal, seen: Seen, neck: np.ndarray) -> np.ndarray:
+    """[N] 0..1: how far the photo's pixel shows this point of the skin (or cloth)."""
+    hair = sample(view.hair, seen.uv_px)
+    trust = np.clip((seen.facing - 0.12) / 0.55, 0, 1) ** 2 * seen.visible * sample(view.mask_inside, seen.uv_px)
+    trust *= 1 - np.clip(1.6 * hair, 0, 1)
+    outside = _outside_oval(view, seen) & ~neck
+    trust *= np.where(outside, np.clip((seen.facing - 0.42) / 0.2, 0, 1), 1)
+    near_hair = cv2.GaussianBlur(cv2.dilate(view.hair, np.ones((17, 17), np.uint8)), (0, 0), 2)
+    trust *= np.where(outside, 1 - np.clip(1.5 * sample(near_hair, seen.uv_px), 0, 1), 1)
+    if personal.has_face:
+        for opening in _openings(view):
+            trust *= 1 - (sample(opening, seen.uv_px) > 0.3)
+    return trust
+
+
+def _openings(view: HeadView) -> list[np.ndarray]:
+    """Masks [S, S] of what shows through the face: the open mouth and the eyes."""
+    out = []
+    gap = np.linalg.norm(view.landmarks_px[13, :2] - view.landmarks_px[14, :2])
+    if gap > 0.012 * view.face_height_px:
+        out.append(cv2.dilate(view.polygon(INNER_LIPS), np.ones((3, 3), np.uint8)))
+    out += [cv2.erode(view.polygon(lids), np.ones((3, 3), np.uint8)) for lids in (LEFT_LIDS, RIGHT_LIDS)]
+    return out
+
+
+def _cloth(
+    view: HeadView,
+    body: BodyModel,
+    seen: Seen,
+    photo: np.ndarray,
+    trust: np.ndarray,
+    neck: np.ndarray,
+    to_vertices: sp.csr_matrix,
+) -> np.ndarray:
+    """[N] bool: cloth on the neck; told by label and colour where seen, continued over the mesh elsewhere."""
+    label = sample((np.isin(view.labels, [Label.UPPER, Label.LOWER, Label.OTHER])).astype(np.float32), seen.uv_px)
+    bare = sample((view.labels == Label.SKIN).astype(np.float32), seen.uv_px)
+    far = np.clip((lab_distance(photo, view.skin_colour, lightness=0.35) - 16) / 12, 0, 1)
+    evidence = np.clip(far + 0.35 * label - 0.35 * bare, 0, 1) * neck
+    skull = body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1) > 0.97
+    known = (body.regions == Region.HEAD) & skull & (np.asarray(to_vertices.sum(axis=0)).ravel() > 0)
+    weight = trust * neck
+    field = _harmonic(
+        to_vertices, body, weight, evidence[:, None], np.array([0.0]), prior=1e-3, fixed=known & ~_below(body, neck, to_vertices)
+    )[:, 0]
+    return (field > 0.5) & neck
+
+
+def _below(body: BodyModel, neck: np.ndarray, to_vertices: sp.csr_matrix) -> np.ndarray:
+    """[V] bool: vertices with samples under the chin's height."""
+    return (to_vertices.T @ neck.astype(float)) > 0
+
+
+def _harmonic(
+    to_vertices: sp.csr_matrix,
+    body: BodyModel,
+    weight: np.ndarray,
+    values: np.ndarray,
+    prior_value: np.ndarray,
+    prior: float = PRIOR_WEIGHT,
+    fixed: np.ndarray | None = None,
+) -> np.ndarray:
+    """Continue sample values over the mesh.
+
+    Args:
+        to_vertices: [N, V] of the samples.
+        body: The body model (triangles and mirror map).
+        weight: [N] trust in the samples.
+        values: [N, C].
+        prior_value: [C] weak pull everywhere.
+        prior: Weight of the pull.
+        fixed: [V] bool, vertices that are held at the prior value.
+
+    Returns:
+        [N, C] smooth field at the samples.
+    """
+    used = np.flatnonzero(np.asarray(to_vertices.sum(axis=0)).ravel() > 0)
+    matrix = to_vertices[:, used]
+    mass = matrix.T @ weight
+    mean = (matrix.T @ (weight[:, None] * values)) / np.maximum(mass, 1e-9)[:, None]
+    place = np.full(len(body.template_m), -1)
+    place[used] = np.arange(len(used))
+    own = np.clip(mass / 0.5, 0, 1)
+    other = place[body.mirror[used]]
+    mirrored = np.where((other >= 0) & (own < 0.2), own[other], 0)
+    total = SEEN_WEIGHT * own * (own >= 0.05) + MIRRORED_WEIGHT * mirrored
+    target = SEEN_WEIGHT * (own * (own >= 0.05))[:, None] * mean + (MIRRORED_WEIGHT * mirrored)[:, None] * mean[other]
+    pull = np.full(len(used), prior)
+    if fixed is not None:
+        pull[fixed[used]] = SEEN_WEIGHT
+    system = _edge_laplacian(body, place, len(used)) + sp.diags(total + pull)
+    solved = splu(system.tocsc()).solve(target + pull[:, None] * prior_value)
+    return matrix @ solved
+
+
+def _edge_laplacian(body: BodyModel, place: np.ndarray, count: int) -> sp.csr_matrix:
+    """Graph Laplacian of the used vertices with edge weights 1 / length of the template."""
+    triangles = body.triangles[(place[body.triangles] >= 0).all(axis=1)]
+    edges = np.unique(np.sort(np.vstack([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]]), axis=1), axis=0)
+    length = np.linalg.norm(body.template_m[edges[:, 0]] - body.template_m[edges[:, 1]], axis=1)
+    a, b = place[edges[:, 0]], place[edges[:, 1]]
+    graph = sp.coo_matrix((1 / np.maximum(length, 5e-4), (a, b)), shape=(count, count)).tocsr()
+    graph = graph + graph.T
+    return sp.diags(np.asarray(graph.sum(axis=1)).ravel()) - graph
+
+
+def _shading(view: HeadView, seen: Seen, photo: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """[N] relative brightness by direction: first-order harmonics fitted to the trusted skin, 1 on its average."""
+    chosen = weight > 0.3
+    if chosen.sum() < 200:
+        return np.ones(len(photo))
+    basis = np.c_[np.ones(len(photo)), seen.normals]
+    light = photo @ [0.299, 0.587, 0.114]
+    a = basis[chosen] * weight[chosen, None]
+    ridge = np.diag([1e-3, 0.02, 0.02, 0.02]) * len(a)
+    factors = np.linalg.solve(a.T @ a + ridge, a.T @ (light[chosen] * weight[chosen]))
+    return np.clip(basis @ factors / np.median(basis[chosen] @ factors), 0.6, 1.12)
+
+
+def _grain(count: int) -> np.ndarray:
+    """[N, 1] faint brightness noise, so that filled skin does not look like plastic."""
+    return 1 + 0.012 * np.random.default_rng(5).standard_normal((count, 1))
+
+
+__all__ = ["HEAD", "SkinColours", "colour_skin"]

@@ -1,0 +1,255 @@
+"""Head pose, size, shape and facial actions from face landmarks, with the camera of the whole-body fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.optimize import least_squares
+from scipy.sparse.linalg import splu
+from scipy.spatial.transform import Rotation
+
+from backend.human.camera import PinholeCamera
+from backend.human.model import BodyModel, Region
+from blender_addon.shared.skeleton import FACIAL_ACTIONS, JOINT_NAMES, PARENTS
+
+NECK = JOINT_NAMES.index("neck")
+HEAD = JOINT_NAMES.index("head")
+JAW = JOINT_NAMES.index("jaw")
+EYES = (JOINT_NAMES.index("left_eye_smplhf"), JOINT_NAMES.index("right_eye_smplhf"))
+SKULL_JOINTS = (HEAD, JAW, *EYES)
+
+TIE_LIMIT = 0.007
+"""Landmark ties with a larger error (share of the face height) are ignored: 6 px at 800 px in the prototype."""
+
+
+@dataclass(frozen=True)
+class HeadFitSettings:
+    """Weights of the landmark fit; lengths are residuals in millimetres at the head."""
+
+    soft_clip_mm: float = 8.0
+    mouth_eye_penalty: float = 8.0
+    brow_nose_cheek_penalty: float = 12.0
+    smile_penalty: float = 5.0  # a smile is the commonest expression on a photo; too hard and it stays in the neutral face
+    coupling: float = 8.0  # left and right actions
+    shape_penalty: float = 1.0
+    shape_directions: int = 10
+    depth_sigma_m: float = 0.02  # the neck has to meet the head
+    log_scale_sigma: float = 0.08
+    prior_weight: float = 5.0
+    smallest_action: float = 0.03
+    evaluations: int = 25
+
+
+@dataclass(frozen=True)
+class HeadPlacement:
+    """Result of the landmark fit.
+
+    Attributes:
+        rotation: [3, 3] rest axes to camera axes.
+        origin_camera_m: [3] the rest head joint in the camera.
+        scale: Head size relative to the body fit's.
+        shape_offset_m: [V, 3] of the head, rest axes, before scaling.
+        actions: [52] facial actions.
+        error_px: Root mean square landmark distance, px of the working image.
+    """
+
+    rotation: np.ndarray
+    origin_camera_m: np.ndarray
+    scale: float
+    shape_offset_m: np.ndarray
+    actions: np.ndarray
+    error_px: float
+
+
+def fitted_actions() -> list[int]:
+    """Actions the fit may use: not gaze (iris landmarks give it) nor those that landmarks cannot tell."""
+    left_out = {"tongueOut", "mouthClose", "cheekPuff", "jawForward"}
+    return [i for i, n in enumerate(FACIAL_ACTIONS) if n not in left_out and not n.startswith("eyeLook")]
+
+
+def good_landmarks(body: BodyModel) -> np.ndarray:
+    """Indices of the landmarks whose tie to the mesh is trusted."""
+    return np.flatnonzero(body.face_landmark_error <= TIE_LIMIT)
+
+
+def head_shape_basis(body: BodyModel, count: int) -> np.ndarray:
+    """Directions of head shape without similarity motion.
+
+    Returns:
+        [V, 3, count] metres per unit, sorted by their effect on the head.
+    """
+    on_head = body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1) > 0.5
+    points = body.template_m[on_head].astype(np.float64)
+    points = points - points.mean(axis=0)
+    n = len(points)
+    similarity = [np.tile(axis, (n, 1)) for axis in np.eye(3)]
+    similarity += [np.cross(axis, points) for axis in np.eye(3)] + [points]
+    q, _ = np.linalg.qr(np.stack([s.ravel() for s in similarity], axis=1))
+    directions = body.shape_dirs_m.astype(np.float64)
+    flat = directions[on_head].reshape(3 * n, -1)
+    flat = flat - q @ (q.T @ flat)
+    _, _, vt = np.linalg.svd(flat, full_matrices=False)
+    basis = directions @ vt[:count].T
+    return basis - basis[on_head].mean(axis=0)
+
+
+def place_head(
+    landmarks_px: np.ndarray,
+    body: BodyModel,
+    rest_m: np.ndarray,
+    head_joint_m: np.ndarray,
+    camera: PinholeCamera,
+    start_rotation: np.ndarray,
+    start_origin_m: np.ndarray,
+    settings: HeadFitSettings,
+) -> HeadPlacement:
+    """Fit rotation, position, size, shape and actions of the head to landmarks.
+
+    Args:
+        landmarks_px: [478, 3] face landmarks in px of the working image.
+        body: The body model.
+        rest_m: [V, 3] rest vertices of the body fit.
+        head_joint_m: [3] rest position of the head joint.
+        camera: The photo's camera.
+        start_rotation: [3, 3] rest axes to camera axes, from the body fit.
+        start_origin_m: [3] the head joint in the camera, from the body fit; its depth is a prior.
+        settings: Weights.
+    """
+    rows = good_landmarks(body)
+    tie = body.face_landmarks[rows]
+    basis = head_shape_basis(body, settings.shape_directions)
+    use = fitted_actions()
+    mean = tie @ (rest_m - head_joint_m)
+    shape = np.stack([tie @ basis[..., k] for k in range(basis.shape[2])], axis=-1)
+    action = np.stack([tie @ body.action_dirs_m[..., k].astype(np.float64) for k in use], axis=-1)
+    problem = _LandmarkProblem(mean, shape, action, landmarks_px[rows, :2], camera, start_origin_m[2], use, settings)
+    solution = problem.solve(start_rotation, start_origin_m)
+    actions = np.zeros(len(FACIAL_ACTIONS))
+    actions[use] = solution[7 + shape.shape[2] :]
+    actions[actions < settings.smallest_action] = 0
+    error = np.sqrt(((problem.project(solution) - problem.target) ** 2).sum(axis=1).mean())
+    return HeadPlacement(
+        rotation=Rotation.from_rotvec(solution[:3]).as_matrix(),
+        origin_camera_m=solution[3:6],
+        scale=float(np.exp(solution[6])),
+        shape_offset_m=basis @ solution[7 : 7 + shape.shape[2]],
+        actions=actions,
+        error_px=float(error),
+    )
+
+
+class _LandmarkProblem:
+    """Robust least squares; unknowns: rotation vector 3, origin 3, log scale, shape, actions."""
+
+    def __init__(
+        self,
+        mean: np.ndarray,
+        shape: np.ndarray,
+        action: np.ndarray,
+        target: np.ndarray,
+        camera: PinholeCamera,
+        depth: float,
+        use: list[int],
+        settings: HeadFitSettings,
+    ) -> None:
+        self.mean, self.shape, self.action, self.target = mean, shape, action, target
+        self.camera, self.depth, self.settings = camera, depth, settings
+        self.px_per_mm = camera.fy / depth * 1e-3
+        names = [FACIAL_ACTIONS[i] for i in use]
+        self.penalty = np.array([_penalty(n, settings) for n in names])
+        pairs = [(n, n[:-4] + "Right") for n in names if n.endswith("Left") and n not in ("jawLeft", "mouthLeft")]
+        self.left = [names.index(a) for a, _ in pairs]
+        self.right = [names.index(b) for _, b in pairs]
+
+    def project(self, x: np.ndarray) -> np.ndarray:
+        """[L, 2] landmarks of the model in px."""
+        k = self.shape.shape[2]
+        points = self.mean + self.shape @ x[7 : 7 + k] + self.action @ x[7 + k :]
+        q = np.exp(x[6]) * points @ Rotation.from_rotvec(x[:3]).as_matrix().T + x[3:6]
+        c = self.camera
+        return q[:, :2] / q[:, 2:] * [c.fx, c.fy] + [c.cx, c.cy]
+
+    def residuals(self, x: np.ndarray) -> np.ndarray:
+        s, k = self.settings, self.shape.shape[2]
+        r = (self.project(x) - self.target) / self.px_per_mm
+        r = r / (1 + (r / s.soft_clip_mm) ** 2) ** 0.25
+        actions = x[7 + k :]
+        return np.concatenate(
+            [
+                r.ravel(),
+                s.coupling * (actions[self.left] - actions[self.right]),
+                s.shape_penalty * x[7 : 7 + k],
+                np.sqrt(actions + 1e-4) * self.penalty,
+                [
+                    s.prior_weight * (x[5] - self.depth) / s.depth_sigma_m,
+                    s.prior_weight * x[6] / s.log_scale_sigma,
+                ],
+            ]
+        )
+
+    def solve(self, rotation: np.ndarray, origin: np.ndarray) -> np.ndarray:
+        k, n = self.shape.shape[2], self.action.shape[2]
+        c = self.camera
+        middle = (self.target.mean(axis=0) - [c.cx, c.cy]) / [c.fx, c.fy] * self.depth
+        centre = rotation @ self.mean.mean(axis=0)
+        start = np.r_[
+            Rotation.from_matrix(rotation).as_rotvec(), middle - centre[:2], origin[2], 0, np.zeros(k), np.full(n, 0.02)
+        ]
+        low = np.r_[np.full(6, -np.inf), np.log(0.78), np.full(k, -np.inf), np.full(n, -1e-9)]
+        high = np.r_[np.full(6, np.inf), np.log(1.28), np.full(k, np.inf), np.ones(n)]
+        fit = least_squares(
+            self.residuals, start, bounds=(low, high), max_nfev=self.settings.evaluations, x_scale="jac"
+        )
+        return fit.x
+
+
+def _penalty(name: str, settings: HeadFitSettings) -> float:
+    if name.startswith(("brow", "nose", "cheek")):
+        return settings.brow_nose_cheek_penalty
+    if name.startswith(("mouthSmile", "jawOpen")):
+        return settings.smile_penalty
+    return settings.mouth_eye_penalty
+
+
+def head_weight(body: BodyModel) -> np.ndarray:
+    """[V] 1 on the head, 0 on the trunk, harmonic on the mesh over the neck."""
+    skull = body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1)
+    with_neck = skull + body.skin_weights[:, NECK]
+    known = np.full(len(skull), np.nan)
+    known[with_neck < 0.3] = 0
+    known[(skull > 0.85) | (body.regions >= Region.LEFT_EYE)] = 1
+    return fill_harmonic(known, body.triangles)
+
+
+def fill_harmonic(known: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Continue known vertex values smoothly over the mesh.
+
+    Args:
+        known: [V], NaN where to be filled. Parts of the mesh without any known value get 0.
+        triangles: [T, 3].
+    """
+    n = len(known)
+    edges = np.vstack([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
+    graph = sp.coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n)).tocsr()
+    graph = ((graph + graph.T) > 0).astype(np.float64)
+    laplacian = sp.diags(np.asarray(graph.sum(axis=1)).ravel() + 1e-9) - graph
+    free = np.isnan(known)
+    values = np.where(free, 0, known)
+    if free.any():
+        free_index = np.flatnonzero(free)
+        rows = laplacian.tocsr()[free_index]
+        values[free] = splu(rows[:, free_index].tocsc()).solve(-(rows @ values))
+    return values
+
+
+def global_rotations(joints_m: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rotations [55, 3, 3] and positions [55, 3] of the posed joints, without the translation."""
+    local = Rotation.from_rotvec(np.asarray(pose, np.float64)).as_matrix()
+    rotations, positions = local.copy(), np.asarray(joints_m, np.float64).copy()
+    for j in range(1, len(PARENTS)):
+        p = PARENTS[j]
+        rotations[j] = rotations[p] @ local[j]
+        positions[j] = positions[p] + rotations[p] @ (joints_m[j] - joints_m[p])
+    return rotations, positions

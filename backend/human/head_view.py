@@ -1,0 +1,214 @@
+"""The head's part of the photo: an enlarged square crop with mask, hair label and landmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+from scipy.ndimage import map_coordinates
+
+from backend.human.camera import PinholeCamera
+from backend.perception.people import Label, Person
+
+CROP_PX = 768
+CROP_FACE_HEIGHTS = 2.35
+BALD_LAB = 9.0  # a crown pixel this near to the cheeks' colour counts as skin
+BALD_SHARE = 0.35  # fewer pixels unlike skin than this share of the crown: no hair is seeded
+FACE_OVAL = (
+    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
+    *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
+)
+INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
+LEFT_LIDS = (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249)
+RIGHT_LIDS = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)
+CHEEKS_AND_NOSE = (50, 280, 205, 425, 117, 346, 4, 195)
+
+
+@dataclass(frozen=True)
+class HeadView:
+    """A square crop round the head, `CROP_PX` a side; pixel centres at +0.5.
+
+    Attributes:
+        image: [S, S, 3] float32 0..1 display sRGB.
+        mask: [S, S] float32 0..1, the person.
+        hair: [S, S] float32 0..1.
+        labels: [S, S] uint8 `Label`.
+        landmarks_px: [478, 3] in px of the crop, or [0, 3].
+        camera: Of the crop.
+        face_height_px: Height of the face in the crop.
+        zoom: Crop px per working-image px.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    hair: np.ndarray
+    labels: np.ndarray
+    landmarks_px: np.ndarray
+    camera: PinholeCamera
+    face_height_px: float
+    zoom: float
+
+    @cached_property
+    def skin_colour(self) -> np.ndarray:
+        """[3] median colour of cheeks and nose, or of the skin label without landmarks."""
+        if len(self.landmarks_px):
+            return np.median(sample(self.image, self.landmarks_px[list(CHEEKS_AND_NOSE), :2]), axis=0)
+        skin = self.image[self.labels == Label.SKIN]
+        return np.median(skin, axis=0) if len(skin) > 50 else np.array([0.72, 0.55, 0.46])
+
+    @cached_property
+    def skin_distance(self) -> np.ndarray:
+        """[S, S] Lab distance to `skin_colour`; lightness counts half, since the neck lies in shadow."""
+        return lab_distance(self.image, self.skin_colour, lightness=0.5)
+
+    @cached_property
+    def mask_inside(self) -> np.ndarray:
+        """[S, S] mask eroded by about 6 px: no background in the colours."""
+        return cv2.erode(self.mask, np.ones((13, 13), np.uint8))
+
+    def polygon(self, indices: tuple[int, ...], shrink: float = 1.0, blur_px: float = 0.0) -> np.ndarray:
+        """[S, S] float32 mask of a landmark polygon, shrunk about its mean and blurred."""
+        points = self.landmarks_px[list(indices), :2]
+        points = (points - points.mean(axis=0)) * shrink + points.mean(axis=0)
+        out = np.zeros(self.mask.shape, np.float32)
+        cv2.fillPoly(out, [np.round(points).astype(np.int32)], 1.0)
+        return cv2.GaussianBlur(out, (0, 0), blur_px) if blur_px > 0 else out
+
+
+def sample(field: np.ndarray, uv_px: np.ndarray) -> np.ndarray:
+    """Bilinear values of an image [H, W] or [H, W, C] at points [N, 2] (pixel centres at +0.5)."""
+    at = [uv_px[:, 1] - 0.5, uv_px[:, 0] - 0.5]
+    if field.ndim == 2:
+        return map_coordinates(field, at, order=1, mode="nearest")
+    return np.stack([map_coordinates(field[..., c], at, order=1, mode="nearest") for c in range(field.shape[2])], 1)
+
+
+def to_lab(colours: np.ndarray) -> np.ndarray:
+    """CIE Lab of sRGB colours [..., 3] in 0..1."""
+    flat = np.clip(colours, 0, 1).astype(np.float32).reshape(1, -1, 3)
+    return cv2.cvtColor(flat, cv2.COLOR_RGB2LAB).reshape(colours.shape)
+
+
+def lab_distance(colours: np.ndarray, reference: np.ndarray, lightness: float) -> np.ndarray:
+    """Lab distance of colours [..., 3] to a reference [3] (or [..., 3]), lightness weighted by `lightness`."""
+    delta = to_lab(np.asarray(colours)) - to_lab(np.asarray(reference))
+    return np.linalg.norm(delta * [lightness, 1, 1], axis=-1)
+
+
+def head_view(person: Person, camera: PinholeCamera, head_points_px: np.ndarray) -> HeadView:
+    """Cut the head out of the photo and label its hair.
+
+    Args:
+        person: The person on the photo.
+        camera: The photo's camera.
+        head_points_px: [N, 2] projected head vertices of the body fit, used where no face was found.
+    """
+    if len(person.face_px):
+        low, high = person.face_px[:468, :2].min(axis=0), person.face_px[:468, :2].max(axis=0)
+        height = float(high[1] - low[1])
+    else:
+        low, high = head_points_px.min(axis=0), head_points_px.max(axis=0)
+        height = float(high[1] - low[1]) * 0.8
+    side = CROP_FACE_HEIGHTS * height
+    corner = (low + high) / 2 - [0, 0.12 * height] - side / 2
+    zoom = CROP_PX / side
+    crop_camera = camera.cropped(float(corner[0]), float(corner[1]), side, CROP_PX)
+    image = np.clip(_crop(person.image.astype(np.float32) / 255, corner, zoom, cv2.INTER_CUBIC), 0, 1)
+    mask = np.clip(_crop(person.mask.astype(np.float32), corner, zoom, cv2.INTER_CUBIC, outside=0.0), 0, 1)
+    labels = _crop(person.labels, corner, zoom, cv2.INTER_NEAREST, outside=0.0)
+    landmarks = person.face_px.astype(np.float64)
+    if len(landmarks):
+        landmarks = np.c_[(landmarks[:, :2] - corner) * zoom, landmarks[:, 2] * zoom]
+        hair = face_hair(image, mask, labels == Label.HAIR, landmarks, height * zoom)
+    else:
+        hair = cv2.GaussianBlur((labels == Label.HAIR).astype(np.float32), (0, 0), 2) * mask
+    return HeadView(image, mask, hair, labels, landmarks, crop_camera, height * zoom, zoom)
+
+
+def _crop(
+    image: np.ndarray, corner_px: np.ndarray, zoom: float, interpolation: int, outside: float | None = None
+) -> np.ndarray:
+    shift = zoom * (0.5 - corner_px) - 0.5  # cv2 puts pixel centres at integers
+    matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
+    border = cv2.BORDER_REPLICATE if outside is None else cv2.BORDER_CONSTANT
+    return cv2.warpAffine(image, matrix, (CROP_PX, CROP_PX), flags=interpolation, borderMode=border)
+
+
+def paste(crop: np.ndarray, view: HeadView, camera: PinholeCamera) -> np.ndarray:
+    """A crop field [S, S] back in the working image [H, W], 0 outside the crop."""
+    zoom = view.zoom
+    corner = np.array([camera.cx - view.camera.cx / zoom, camera.cy - view.camera.cy / zoom])
+    shift = zoom * (0.5 - corner) - 0.5
+    matrix = np.array([[zoom, 0, shift[0]], [0, zoom, shift[1]]])
+    smooth = cv2.GaussianBlur(crop, (0, 0), max(0.5 * zoom - 0.5, 0.3))
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(smooth, matrix, (camera.width, camera.height), flags=flags, borderValue=0.0)
+
+
+def face_hair(
+    image: np.ndarray, mask: np.ndarray, labelled: np.ndarray, landmarks_px: np.ndarray, face_height_px: float
+) -> np.ndarray:
+    """Hair label by graph cut inside the person's mask, seeded by the face's landmarks.
+
+    Everything outside the person is painted in the skin's colour first, else the background enters the colour model.
+
+    Args:
+        image: [S, S, 3] 0..1.
+        mask: [S, S] 0..1.
+        labelled: [S, S] bool, hair by the whole photo's labels: candidates below the chin.
+        landmarks_px: [478, 3].
+        face_height_px: Face height.
+
+    Returns:
+        [S, S] float32 0..1.
+    """
+    size, half = image.shape[0], image.shape[0] // 2
+    inside = mask > 0.5
+    seeds, face, below_brow = _hair_seeds(image, inside, labelled, landmarks_px, face_height_px)
+    small = cv2.resize((image * 255).astype(np.uint8), (half, half), interpolation=cv2.INTER_AREA)
+    skin = np.median((image[face & below_brow] * 255), axis=0)
+    small[cv2.resize(inside.astype(np.uint8), (half, half), interpolation=cv2.INTER_NEAREST) == 0] = skin
+    cut = cv2.resize(seeds, (half, half), interpolation=cv2.INTER_NEAREST)
+    if (cut == cv2.GC_FGD).sum() <= 50:
+        return np.zeros((size, size), np.float32)
+    model = [np.zeros((1, 65)), np.zeros((1, 65))]
+    cv2.setRNGSeed(0)
+    cv2.grabCut(cv2.cvtColor(small, cv2.COLOR_RGB2LAB), cut, None, *model, 5, cv2.GC_INIT_WITH_MASK)
+    hair = np.isin(cut, [cv2.GC_FGD, cv2.GC_PR_FGD]).astype(np.uint8)
+    hair = cv2.morphologyEx(hair, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    count, parts, stats, _ = cv2.connectedComponentsWithStats(hair)
+    if count < 2:
+        return np.zeros((size, size), np.float32)
+    keep = [i for i in range(1, count) if stats[i, 4] > 0.08 * stats[1:, 4].max()]
+    hair = cv2.resize(np.isin(parts, keep).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    return (cv2.GaussianBlur(hair, (0, 0), 2) * mask).astype(np.float32)
+
+
+def _hair_seeds(
+    image: np.ndarray, inside: np.ndarray, labelled: np.ndarray, landmarks_px: np.ndarray, face_height_px: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Graph cut seeds [S, S], the face oval and the rows below the brows."""
+    size = inside.shape[0]
+    chin, top = landmarks_px[152, 1], landmarks_px[10, 1]
+    brow = landmarks_px[[105, 334], 1].mean()
+    rows, columns = np.mgrid[:size, :size]
+    face = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(face, [landmarks_px[list(FACE_OVAL), :2].astype(np.int32)], 1)
+    near_face = cv2.dilate(face, np.ones((9, 9), np.uint8)) > 0
+    face = face > 0
+    seeds = np.full((size, size), cv2.GC_BGD, np.uint8)
+    candidates = inside & ((rows < chin + 0.1 * face_height_px) | labelled)
+    seeds[candidates & ~near_face] = cv2.GC_PR_FGD
+    seeds[candidates & face & (rows < brow)] = cv2.GC_PR_BGD
+    deep = cv2.erode(inside.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+    crown = deep & (rows < top - 0.10 * face_height_px)
+    skin = np.median(image[face & (rows > brow)], axis=0)
+    unlike_skin = lab_distance(image, skin, lightness=0.5) > BALD_LAB
+    if unlike_skin[crown].mean() > BALD_SHARE if crown.any() else False:
+        seeds[crown & unlike_skin] = cv2.GC_FGD
+    seeds[face & (rows > brow)] = cv2.GC_BGD
+    neck = inside & (rows > chin + 0.02 * face_height_px) & (abs(columns - landmarks_px[152, 0]) < 0.2 * face_height_px)
+    seeds[neck] = cv2.GC_BGD
+    return seeds, face, rows > brow
