@@ -1,0 +1,183 @@
+"""Gaussian record <-> POINTCLOUD datablock, with the attribute names and types of Blender 5.3's own splats.
+
+`position`, `scale` (linear), `rotation` (w, x, y, z), `radiance:base` (raw SH degree 0 as r, g, b, and the opacity) and
+`radiance:sh_k`. Nothing is converted, so what is written reads back exactly; axes are the caller's business
+(`shared.axes.body_to_blender_cloud`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import bpy
+import numpy as np
+
+from ..shared.gaussians import SH_REST_COUNTS, GaussianCloud
+from .node_graph import active, new_geometry_tree
+
+_KEYS = {
+    "FLOAT": ("value", 1, np.float32),
+    "INT": ("value", 1, np.int32),
+    "FLOAT_VECTOR": ("vector", 3, np.float32),
+    "QUATERNION": ("value", 4, np.float32),
+    "FLOAT_COLOR": ("color", 4, np.float32),
+    "FLOAT4": ("vector", 4, np.float32),
+}
+"""Attribute type -> name in foreach_set, width, element type."""
+
+Attributes = Mapping[str, tuple[str, np.ndarray]]
+"""Attribute name -> (type, values [N] or [N, width])."""
+
+
+def base_type() -> str:
+    """Type of `radiance:base`: FLOAT4 where this Blender has it (from 5.2), else FLOAT_COLOR with the same floats."""
+    types = bpy.types.Attribute.bl_rna.properties["data_type"].enum_items
+    return "FLOAT4" if "FLOAT4" in types else "FLOAT_COLOR"
+
+
+def splat_type() -> str | None:
+    """Identifier of the point cloud type that this Blender draws as splats (from 5.3), or None."""
+    kind = bpy.types.PointCloud.bl_rna.properties.get("type")
+    names = [item.identifier for item in kind.enum_items] if kind is not None and kind.type == "ENUM" else []
+    return next((name for name in names if "SPLAT" in name), None)
+
+
+def create_cloud_object(name: str, cloud: GaussianCloud, collection: bpy.types.Collection) -> bpy.types.Object:
+    """A POINTCLOUD object with the record's values.
+
+    Args:
+        name: Of the object and its data.
+        cloud: In Blender's frame; any degree.
+        collection: Where the object is linked; must be visible in the current view layer, which Blender's conversion
+        needs.
+    """
+    attributes = _record_attributes(cloud)
+    if hasattr(bpy.types.PointCloud, "resize"):
+        points = bpy.data.pointclouds.new(name)
+        points.resize(len(cloud))  # pyright: ignore[reportAttributeAccessIssue]
+        points.attributes["position"].data.foreach_set("vector", cloud.positions_m.ravel())
+        ob = bpy.data.objects.new(name, points)
+        collection.objects.link(ob)
+    else:
+        ob = _convert_mesh(name, cloud.positions_m, collection)
+    write_attributes(ob.data, attributes)
+    kind = splat_type()
+    if kind is not None:
+        ob.data.type = kind  # pyright: ignore[reportAttributeAccessIssue]
+    return ob
+
+
+def write_attributes(points: bpy.types.ID, attributes: Attributes) -> None:
+    """Write point attributes, making those that are missing.
+
+    All are made before any is filled: making one can move the others in memory.
+
+    Raises:
+        ValueError: If an array does not fit the number of points or its type.
+    """
+    store = points.attributes  # pyright: ignore[reportAttributeAccessIssue]
+    count = len(points.points)  # pyright: ignore[reportAttributeAccessIssue]
+    for name, (data_type, values) in attributes.items():
+        if values.size != count * _KEYS[data_type][1]:
+            raise ValueError(f"attribute {name} has shape {values.shape} for {count} points of type {data_type}")
+        if name in store and store[name].data_type != data_type:
+            store.remove(store[name])
+        if name not in store:
+            store.new(name, data_type, "POINT")
+    for name, (data_type, values) in attributes.items():
+        key, _, dtype = _KEYS[data_type]
+        store[name].data.foreach_set(key, np.ascontiguousarray(values, dtype).ravel())
+    points.update_tag()
+
+
+def read_attribute(points: bpy.types.ID, name: str) -> np.ndarray:
+    """Values of a point attribute, [N] or [N, width].
+
+    Raises:
+        KeyError: If there is no such attribute.
+    """
+    attribute = points.attributes[name]  # pyright: ignore[reportAttributeAccessIssue]
+    key, width, dtype = _KEYS[attribute.data_type]
+    values = np.empty(len(attribute.data) * width, dtype)
+    attribute.data.foreach_get(key, values)
+    return values.reshape(-1, width) if width > 1 else values
+
+
+def read_cloud(points: bpy.types.ID) -> GaussianCloud:
+    """The record that a point cloud holds, original or evaluated.
+
+    Raises:
+        KeyError: If one of the splat attributes is missing.
+        ValueError: If the values are not those of Gaussians.
+    """
+    names = points.attributes.keys()  # pyright: ignore[reportAttributeAccessIssue]
+    count = 0
+    while f"radiance:sh_{count}" in names:
+        count += 1
+    count = max(k for k in SH_REST_COUNTS if k <= count)
+    position, base = read_attribute(points, "position"), read_attribute(points, "radiance:base")
+    rest = [read_attribute(points, f"radiance:sh_{k}") for k in range(count)]
+    return GaussianCloud(
+        position,
+        read_attribute(points, "scale"),
+        read_attribute(points, "rotation"),
+        base[:, 3],
+        base[:, :3],
+        np.stack(rest, axis=1) if rest else np.zeros((len(position), 0, 3), np.float32),
+    )
+
+
+def upgrade_clouds() -> int:
+    """Give clouds of older files the types that Blender 5.3 draws as splats; returns how many were changed."""
+    kind = splat_type()
+    if kind is None:
+        return 0
+    changed = 0
+    for points in bpy.data.pointclouds:
+        base = points.attributes.get("radiance:base")
+        if base is None or points.library is not None or (base.data_type == base_type() and points.type == kind):
+            continue
+        write_attributes(points, {"radiance:base": (base_type(), read_attribute(points, "radiance:base"))})
+        points.type = kind
+        changed += 1
+    return changed
+
+
+def _record_attributes(cloud: GaussianCloud) -> Attributes:
+    base = np.concatenate([cloud.sh_dc, cloud.opacities[:, None]], axis=1)
+    # Blender draws points of an ordinary cloud as spheres of this radius: the mean of the two longer axes.
+    radius = np.sort(cloud.scales_m, axis=1)[:, 1:].mean(axis=1)
+    return {
+        "scale": ("FLOAT_VECTOR", cloud.scales_m),
+        "rotation": ("QUATERNION", cloud.rotations_wxyz),
+        "radiance:base": (base_type(), base),
+        "radius": ("FLOAT", radius),
+        **{f"radiance:sh_{k}": ("FLOAT_VECTOR", cloud.sh_rest[:, k]) for k in range(cloud.sh_rest.shape[1])},
+    }
+
+
+def _convert_mesh(name: str, positions_m: np.ndarray, collection: bpy.types.Collection) -> bpy.types.Object:
+    """Below Blender 5.1 a point cloud cannot be resized: make a mesh of loose points and apply Mesh to Points."""
+    mesh = bpy.data.meshes.new(f"{name} points")
+    mesh.vertices.add(len(positions_m))
+    mesh.vertices.foreach_set("co", positions_m.ravel())
+    source = bpy.data.objects.new(mesh.name, mesh)
+    collection.objects.link(source)
+
+    graph, _, output = new_geometry_tree("Effigy points")
+    info = graph.node("GeometryNodeObjectInfo")
+    info.inputs["Object"].default_value = source
+    to_points = graph.node("GeometryNodeMeshToPoints")
+    graph.link(info.outputs["Geometry"], to_points.inputs["Mesh"])
+    graph.link(to_points.outputs[0], active(output.inputs, "Geometry"))
+
+    ob = bpy.data.objects.new(name, bpy.data.pointclouds.new(name))
+    collection.objects.link(ob)
+    modifier = ob.modifiers.new("points", "NODES")
+    modifier.node_group = graph.tree
+    with bpy.context.temp_override(object=ob, active_object=ob, selected_objects=[ob]):
+        bpy.ops.object.modifier_apply(modifier=modifier.name)
+    bpy.data.objects.remove(source)
+    bpy.data.meshes.remove(mesh)
+    bpy.data.node_groups.remove(graph.tree)
+    return ob

@@ -1,0 +1,1 @@
+"""Poses and motions of the SMPL-X skeleton, and their keys."""

@@ -1,0 +1,129 @@
+"""A walk on the spot, made here: joint angles of normal walking, in the SMPL-X skeleton's rotations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..shared.gaussians import matrices_to_wxyz
+from ..shared.skeleton import JOINT_NAMES, PARENTS, axis_angle_to_matrices
+from .poses import Motion, face_of_photo, posed_joints
+
+if TYPE_CHECKING:
+    from ..shared.avatar import Avatar
+
+WALK_FRAMES = 28
+"""Frames of one cycle (two steps); at 24 per second 1.17 s, an easy pace."""
+
+# Angles in degrees at every tenth of the cycle, which begins with the leg's own heel strike. Shaped after textbook
+# curves of level walking (hip +28..-8, knee two bumps of 16 and 58, ankle -16 at push-off), smoothed by
+# trigonometric interpolation.
+_HIP_FLEXION = (27, 24, 17, 8, -1, -8, -7, 7, 21, 28)
+_KNEE_FLEXION = (5, 15, 16, 10, 6, 12, 34, 57, 46, 17)
+_ANKLE_DORSIFLEXION = (1, -4, 3, 7, 9, 3, -15, -5, 1, 2)
+
+_ARM_DOWN = 72.0
+"""Degrees from the T-pose down to the sides; less than 90 keeps hands and sleeves clear of hips and coats."""
+
+
+def walk_motion(avatar: Avatar) -> Motion:
+    """One cycle of a walk on the spot with the photo's expression, feet on the floor."""
+    pose = walk_pose(WALK_FRAMES)
+    return Motion("Walk", pose, _pelvis_path(avatar.joints_m, pose), face_of_photo(avatar), cyclic=True)
+
+
+def walk_pose(frames: int) -> np.ndarray:
+    """Axis-angle [frames, 55, 3] of one cycle, which begins with the left heel strike."""
+    phase = np.arange(frames) / frames
+    turn = np.cos(2 * np.pi * phase)
+    sway = np.sin(2 * np.pi * phase)
+    angles: dict[str, list[tuple[str, np.ndarray | float]]] = {
+        # Pelvis: the side of the swinging leg drops and the side of the leading leg comes forward; the back turns
+        # against it.
+        "pelvis": [("y", -4 * turn), ("z", 2.5 * sway), ("x", 2.0)],
+        "spine1": [("y", 2.5 * turn), ("z", -1.5 * sway)],
+        "spine2": [("y", 2.5 * turn), ("z", -1.0 * sway), ("x", 1.0)],
+        "spine3": [("y", 2.0 * turn)],
+        "neck": [("y", -1.5 * turn), ("x", -1.0)],
+        "head": [("y", -1.5 * turn), ("x", -1.5)],
+    }
+    for side, sign, start in (("left", 1.0, 0.0), ("right", -1.0, 0.5)):
+        own = (phase + start) % 1.0
+        forward = -np.cos(2 * np.pi * own)
+        angles |= {
+            f"{side}_hip": [("x", -_periodic(_HIP_FLEXION, own)), ("z", sign * 1.5)],
+            f"{side}_knee": [("x", _periodic(_KNEE_FLEXION, own))],
+            f"{side}_ankle": [("x", -_periodic(_ANKLE_DORSIFLEXION, own))],
+            # At the end of stance the foot rolls over the toes.
+            f"{side}_foot": [("x", -22 * _bump(own, 0.55, 0.09))],
+            f"{side}_collar": [("z", -sign * 6.0)],
+            f"{side}_shoulder": [("x", -(16 * forward + 3)), ("z", -sign * (_ARM_DOWN - 6.0))],
+            f"{side}_elbow": [("y", -sign * (18 + 9 * forward))],
+            f"{side}_wrist": [("z", -sign * 4.0)],
+        }
+        for finger, curl in (("index", 12.0), ("middle", 15.0), ("ring", 17.0), ("pinky", 19.0)):
+            for k in (1, 2, 3):
+                angles[f"{side}_{finger}{k}"] = [("z", -sign * curl)]
+    pose = np.zeros((frames, len(JOINT_NAMES), 3))
+    for name, turns in angles.items():
+        pose[:, JOINT_NAMES.index(name)] = _compose(turns, frames)
+    return pose
+
+
+def _pelvis_path(joints_m: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Movement of the pelvis [F, 3]: the lowest point of the feet stays on the floor; a little to the standing side."""
+    rest = np.asarray(joints_m, np.float64)
+    rotations = axis_angle_to_matrices(pose)
+    lowest = np.full(len(pose), np.inf)
+    for side in ("left", "right"):
+        ankle, ball = (JOINT_NAMES.index(f"{side}_{part}") for part in ("ankle", "foot"))
+        # Heel below and behind the ankle, ball below its joint, and the tip of the toes in front of it.
+        points = {
+            ankle: [(0.0, -rest[ankle, 1], -0.05)],
+            ball: [(0.0, -rest[ball, 1], 0.0), (0.0, -rest[ball, 1], 0.06)],
+        }
+        posed = posed_joints(rest, rotations)
+        world = _world_rotations(rotations)
+        for joint, offsets in points.items():
+            for offset in offsets:
+                height = posed[:, joint, 1] + (world[:, joint] @ np.array(offset))[:, 1]
+                lowest = np.minimum(lowest, height)
+    path = np.zeros((len(pose), 3))
+    path[:, 0] = 0.018 * np.sin(2 * np.pi * np.arange(len(pose)) / len(pose))
+    path[:, 1] = -lowest
+    return path
+
+
+def _world_rotations(rotations: np.ndarray) -> np.ndarray:
+    world = rotations.copy()
+    for joint in range(1, world.shape[1]):
+        world[:, joint] = world[:, PARENTS[joint]] @ rotations[:, joint]
+    return world
+
+
+def _compose(turns: list[tuple[str, np.ndarray | float]], frames: int) -> np.ndarray:
+    """Axis-angle [frames, 3] of turns about axes (degrees), the first one outermost."""
+    total = np.broadcast_to(np.eye(3), (frames, 3, 3))
+    for axis, degrees in turns:
+        vector = np.zeros((frames, 3))
+        vector[:, "xyz".index(axis)] = np.radians(degrees)
+        total = total @ axis_angle_to_matrices(vector)
+    quaternion = matrices_to_wxyz(total)
+    length = np.linalg.norm(quaternion[:, 1:], axis=1, keepdims=True)
+    angle = 2 * np.arctan2(length, quaternion[:, :1])
+    return quaternion[:, 1:] * np.where(length > 1e-9, angle / np.maximum(length, 1e-9), 2.0)
+
+
+def _periodic(samples: tuple[float, ...], phase: np.ndarray) -> np.ndarray:
+    """Trigonometric interpolation of equally spaced samples of one period at `phase` (0..1)."""
+    coefficients = np.fft.rfft(samples) / len(samples)
+    order = np.arange(len(coefficients))
+    weight = np.where((order == 0) | (2 * order == len(samples)), 1.0, 2.0)
+    return (weight * coefficients * np.exp(2j * np.pi * phase[:, None] * order)).real.sum(axis=1)
+
+
+def _bump(phase: np.ndarray, centre: float, width: float) -> np.ndarray:
+    """A smooth bump of height 1 on the circle of phases."""
+    distance = np.abs((phase - centre + 0.5) % 1.0 - 0.5)
+    return np.exp(-0.5 * (distance / width) ** 2)

@@ -1,0 +1,1 @@
+"""Armature, proxy mesh and the binding of the Gaussians to it."""
