@@ -38,8 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--resume", action="store_true", help="go on where an interrupted run of this job stopped")
 
     render = commands.add_parser("render", help="render an avatar or a splat file")
-    render.add_argument("source", type=Path, metavar="BUNDLE_OR_PLY", help="folder of an avatar, or a .ply of splats")
-    render.add_argument("--out", type=Path, required=True, metavar="PNG")
+    source = "folder of an avatar, or a .ply of splats; several are drawn with one camera"
+    render.add_argument("sources", type=Path, nargs="+", metavar="BUNDLE_OR_PLY", help=source)
+    render.add_argument("--out", type=Path, required=True, metavar="PNG", help="for several sources a folder")
     render.add_argument("--azimuth", type=float, default=0.0, metavar="DEG", help="0 front, 90 the subject's left")
     render.add_argument("--elevation", type=float, default=0.0, metavar="DEG", help="positive looks down")
     render.add_argument("--size", type=int, default=512, metavar="PX")

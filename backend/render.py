@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from backend.context import TerminalSink
 from backend.errors import DONE, UserError
 from backend.preview import draw_view, photo_actions
 from backend.splats.deform import pose_avatar
@@ -23,7 +25,7 @@ MAX_VIEWS = 3600
 
 
 def render_command(options: Namespace, controls: Mapping[str, str]) -> int:
-    """Render one view, or a turntable, to PNG.
+    """Render one view, or a turntable, to PNG; of several sources one view each, with the camera that frames them all.
 
     Args:
         options: Of the command line.
@@ -33,23 +35,18 @@ def render_command(options: Namespace, controls: Mapping[str, str]) -> int:
         The exit code.
 
     Raises:
-        UserError: If the source cannot be read, the output cannot be written or an option makes no sense.
+        UserError: If a source cannot be read, the output cannot be written or an option makes no sense.
     """
     if not 16 <= options.size <= MAX_SIDE_PX:
         raise UserError(f"--size takes 16 to {MAX_SIDE_PX} px, not {options.size}")
     if not 1 <= options.turntable <= MAX_VIEWS:
         raise UserError(f"--turntable takes 1 to {MAX_VIEWS} views, not {options.turntable}")
+    if len(options.sources) > 1:
+        return _render_sequence(options, controls)
     if options.out.suffix.lower() != ".png":
         raise UserError(f"--out takes the name of a .png file, not {options.out.name}")
-    cloud, avatar = read_source(options.source)
-    if avatar is not None:
-        weights = parse_controls(controls, avatar)
-        pose = avatar.photo_pose if options.pose == "photo" else np.zeros_like(avatar.photo_pose)
-        expression = photo_actions(avatar) if options.pose == "photo" else {}
-        cloud = pose_avatar(cloud, avatar, pose, actions=expression | weights)
-    elif controls or options.pose != "rest":
-        raise UserError(f"{options.source} is no avatar and cannot be posed; give the folder of an avatar")
-    bounds = (np.percentile(cloud.positions_m, 0.2, axis=0), np.percentile(cloud.positions_m, 99.8, axis=0))
+    cloud = _posed_source(options.sources[0], options.pose, controls)
+    bounds = _bounds(cloud)
     for index in range(options.turntable):
         azimuth = options.azimuth + 360.0 * index / options.turntable
         image = draw_view(cloud, azimuth, options.elevation, options.size, bounds)
@@ -59,6 +56,41 @@ def render_command(options: Namespace, controls: Mapping[str, str]) -> int:
         write_png(path, image)
         print(path)
     return DONE
+
+
+def _render_sequence(options: Namespace, controls: Mapping[str, str]) -> int:
+    if options.turntable > 1:
+        raise UserError("--turntable takes one avatar or file, not several")
+    if len({source.stem for source in options.sources}) < len(options.sources):
+        raise UserError("two of the files have the same name; render them one by one")
+    # Read twice: a long sequence need not fit into memory, and the camera has to know every frame.
+    corners = [_bounds(_posed_source(source, options.pose, controls)) for source in options.sources]
+    bounds = (np.min([low for low, _ in corners], axis=0), np.max([high for _, high in corners], axis=0))
+    sink = TerminalSink(sys.stdout)
+    for index, source in enumerate(options.sources):
+        cloud = _posed_source(source, options.pose, controls)
+        image = draw_view(cloud, options.azimuth, options.elevation, options.size, bounds)
+        write_png(options.out / f"{source.stem}.png", image)
+        sink.progress("drawing frames", index + 1, len(options.sources), source.stem)
+    sink.close()
+    return DONE
+
+
+def _posed_source(source: Path, pose_name: str, controls: Mapping[str, str]) -> GaussianCloud:
+    cloud, avatar = read_source(source)
+    if avatar is not None:
+        weights = parse_controls(controls, avatar)
+        pose = avatar.photo_pose if pose_name == "photo" else np.zeros_like(avatar.photo_pose)
+        expression = photo_actions(avatar) if pose_name == "photo" else {}
+        return pose_avatar(cloud, avatar, pose, actions=expression | weights)
+    if controls or pose_name != "rest":
+        raise UserError(f"{source} is no avatar and cannot be posed; give the folder of an avatar")
+    return cloud
+
+
+def _bounds(cloud: GaussianCloud) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of what is framed: the cloud without its outliers."""
+    return np.percentile(cloud.positions_m, 0.2, axis=0), np.percentile(cloud.positions_m, 99.8, axis=0)
 
 
 def read_source(source: Path) -> tuple[GaussianCloud, Avatar | None]:
