@@ -31,6 +31,7 @@ from tests.oracles.scene import Camera, Studio, compose_photo, look_from, orbit
 from tests.oracles.wardrobe import DEVELOPMENT, REPORTED, FigureSpec, Shot, pose_of
 
 AZIMUTHS_DEG = (45, -45, 90, 180)
+VIEW_ZOOM = 0.88  # the other views' focal length over the photo's, so that a turned figure stays in the picture
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -72,7 +73,13 @@ class FigureTruth:
 
     def view_camera(self, azimuth_deg: float) -> Camera:
         """The camera of a view, at the views' resolution."""
-        return orbit(self.camera, self.centre_m, azimuth_deg).scaled(self.other_view.shape[1])
+        return view_camera(self.camera, self.centre_m, azimuth_deg, self.other_view.shape[1])
+
+
+def view_camera(camera: Camera, centre_m: Array, azimuth_deg: float, width: int) -> Camera:
+    """Turns the photo's camera about the figure's centre, at a view's width and zoom."""
+    turned = orbit(camera, centre_m, azimuth_deg).scaled(width)
+    return Camera(turned.w2c, turned.focal_px * VIEW_ZOOM, turned.width, turned.height)
 
 
 def dress_up(spec: FigureSpec, posed: PosedBody, detail: int) -> list[Mesh]:
@@ -123,11 +130,11 @@ def make_photo(
     (folder / "views").mkdir(parents=True, exist_ok=True)
     studio.set_samples(settings.view_samples)
     for azimuth in AZIMUTHS_DEG:
-        view = studio.shoot(orbit(camera, centre, azimuth).scaled(settings.view_width))
+        view = studio.shoot(view_camera(camera, centre, azimuth, settings.view_width))
         Image.fromarray(view).save(folder / "views" / f"az{azimuth:+04d}.png")
     other = stand(body, pose_of(body, spec.other))
     studio = Studio(dress_up(spec, other, settings.detail), shot.light, settings.view_samples, threads)
-    Image.fromarray(studio.shoot(camera.scaled(settings.view_width))).save(folder / "views" / "other.png")
+    Image.fromarray(studio.shoot(view_camera(camera, centre, 0, settings.view_width))).save(folder / "views" / "other.png")
     Image.fromarray(photo).save(folder / "photo.png")
     np.savez_compressed(
         folder / "truth.npz",
@@ -141,6 +148,7 @@ def make_photo(
         intrinsics_px=np.array([camera.focal_px, camera.focal_px, camera.width / 2, camera.height / 2]),
         size_px=np.array([camera.width, camera.height]),
         alpha=front[..., 3],
+        view_zoom=VIEW_ZOOM,
         other_pose=other.pose,
         other_joints_m=other.joints_m,
         other_translation_m=other.translation_m,

@@ -8,11 +8,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
+from scipy.sparse import identity
 
 from tests.oracles.bodies import OracleBody, PosedBody
 from tests.oracles.meshes import (
     Array,
     Mesh,
+    Sheet,
     Surface,
     averaging,
     boundary_edges,
@@ -39,6 +42,8 @@ class Garment:
         loose_m: distance from the body; end_loose_m: at the sleeve's or leg's end.
         sleeve: 0 none (tank), 1 elbow, 2 wrist, fractions between. leg: 1 knee, 2 ankle.
         hem_m: top: height of the lower edge above the crotch (negative values are not used); skirt: length below it.
+        over_m: top: how far it keeps from the body below the waist, where it hangs over other clothes (0: tucked in).
+        rise_m: bottom: its upper edge above the crotch (None: the waist); short under a shirt that hangs over it.
         flare: a skirt's growth of radius per metre; folds: number of folds round it.
     """
 
@@ -55,6 +60,8 @@ class Garment:
     flare: float = 0.15
     folds: int = 9
     wrinkle_m: float = 0.003
+    over_m: float = 0.0
+    rise_m: float | None = None
     surface: Surface = "cloth"
     extra: dict[str, float] = field(default_factory=dict)
 
@@ -120,17 +127,13 @@ def _top_inside(body: OracleBody, garment: Garment) -> Callable[[Array], Array]:
 def _bottom_inside(body: OracleBody, garment: Garment) -> Callable[[Array], Array]:
     measures = _measures(body)
     hip, ankle = (body.joints_m[body.joint(f"left_{j}"), 1] for j in ("hip", "ankle"))
+    top = measures.waist_y + 0.02 if garment.rise_m is None else measures.crotch_y + garment.rise_m * measures.size
 
     def inside(rest: Array) -> Array:
         leg = (garment.leg - _leg_share(body, rest)) * (hip - ankle) / 2
-        return np.minimum(measures.waist_y + 0.02 - rest[:, 1], leg)
+        return np.minimum(top - rest[:, 1], leg)
 
     return inside
-
-
-def _shoes_inside(body: OracleBody, garment: Garment) -> Callable[[Array], Array]:
-    ankle = body.joints_m[body.joint("left_ankle"), 1]
-    return lambda rest: ankle + garment.extra.get("shaft_m", 0.02) - rest[:, 1]
 
 
 def _looseness(body: OracleBody, garment: Garment, rest: Array) -> Array:
@@ -188,7 +191,7 @@ def _hem_distance(points: Array, triangles: NDArray[np.int64]) -> Array:
 
 def _wear_sheet(posed: PosedBody, garment: Garment, seed: int, detail: int) -> Worn:
     body, posed_m = posed.body, posed.vertices_m
-    inside_of = {"top": _top_inside, "bottom": _bottom_inside, "shoes": _shoes_inside}[garment.kind](body, garment)
+    inside_of = (_top_inside if garment.kind == "top" else _bottom_inside)(body, garment)
     dominant = body.dominant()
     banned = [15, 22, 23, 24, *range(25, 55)]
     banned += [20, 21] if garment.kind != "top" or garment.sleeve < 2 else []
@@ -203,29 +206,108 @@ def _wear_sheet(posed: PosedBody, garment: Garment, seed: int, detail: int) -> W
     neighbours = averaging(len(rest), sheet.triangles)
     normals = smooth(vertex_normals(body_points, sheet.triangles), neighbours, 10)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
+    if garment.over_m > 0:  # cloth that hangs free keeps its height
+        normals[:, 1] *= 1 - np.clip((_measures(body).waist_y - rest[:, 1]) / 0.05, 0, 1)
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
     loose = smooth(_looseness(body, garment, rest), neighbours, 6)
     hang = 1 + 0.7 * np.clip(-normals[:, 1], 0, 1) * (loose > 0.015)
     points = body_points + normals * (loose * hang)[:, None]
-    rounds = 40 if garment.kind == "shoes" else int(100 * min(loose.mean(), 0.05)) + 2
-    points = smooth(points, neighbours, rounds * 4 ** max(0, detail - 1))
-    points = points + 0.3 * (garment.kind == "shoes") * normals * loose[:, None]
+    hem = _hem_distance(points, sheet.triangles)
+    rounds = (int(400 * min(loose.mean(), 0.05)) + 1) * 4 ** max(0, detail - 1)
+    free = np.clip(hem / 0.05, 0, 1)[:, None]  # a hem would shrink: it has no neighbours beyond
+    points = points + free * (smooth(points, neighbours, rounds) - points)
     short = np.minimum(0.7 * loose, 0.012) - ((points - body_points) * normals).sum(1)
     points = points + normals * np.clip(short, 0, None)[:, None]
-    if garment.kind == "shoes":
-        points[:, 1] = np.where(rest[:, 1] < 0.022, np.minimum(points[:, 1], body_points[:, 1] - 0.012), points[:, 1])
+    if garment.over_m > 0:
+        points = _hang_over(posed, points, rest, garment.over_m * _measures(body).size)
     bend = rest + 0.04 * np.stack([noise(rest, 0.3, seed + k) for k in (6, 7, 8)], 1)
     rise = garment.wrinkle_m * (noise(bend, 0.22, seed) + 0.7 * (0.8 - np.abs(noise(bend, 0.17, seed + 5))))
     points = points + normals * np.maximum(rise, -0.5 * loose)[:, None]
+    if garment.pattern != "plain":  # crisp edges of stripes and checks
+        fine = subdivide(Sheet(identity(len(points), format="csr"), sheet.triangles), 1)
+        points, rest, sheet = fine.mix @ points, fine.mix @ rest, Sheet(fine.mix @ sheet.mix, fine.triangles)
     colours = _pattern_colours(body, garment, rest, seed)
     hem = _hem_distance(points, sheet.triangles)
     colours[(hem > 0.016) & (hem < 0.020)] *= 0.78
     if garment.extra.get("band"):
         colours[hem < 0.035] = np.asarray(garment.second)
-    if garment.kind == "shoes":
-        colours[rest[:, 1] < 0.020] = np.asarray(garment.second)
     points, triangles = solidify(points, sheet.triangles, 0.003)
     mesh = Mesh(points, triangles, np.concatenate([colours, colours * 0.55]), garment.surface)
     return Worn([mesh], keep & (base_inside > 0.035))
+
+
+def _hang_over(posed: PosedBody, points: Array, rest: Array, clear_m: float) -> Array:
+    """Pushes cloth below the waist out to ``clear_m`` beyond the convex outline of hips and thighs at its height."""
+    measures = _measures(posed.body)
+    legs = posed.vertices_m[np.isin(posed.body.dominant(), [0, 1, 2, 3, 6])]
+    axis = posed.joints_m[0, [0, 2]]
+    angles = np.linspace(-np.pi, np.pi, 181)
+    heights = np.arange(points[:, 1].min() - 0.02, points[:, 1].max(), 0.015)
+    facing = np.cos(angles[:, None] - angles)
+    table = np.zeros((len(heights), len(angles)))
+    for row, height in enumerate(heights):
+        near = legs[np.abs(legs[:, 1] - height) < 0.03]
+        if len(near) > 10:
+            reach = _support_ring(near[:, [0, 2]] - axis, angles)
+            table[row] = np.where(facing > 0.2, reach[:, None] / np.maximum(facing, 0.2), np.inf).min(0)
+    flat = points[:, [0, 2]] - axis
+    radius, angle = np.linalg.norm(flat, axis=1), np.arctan2(flat[:, 1], flat[:, 0])
+    row = (points[:, 1] - heights[0]) / 0.015
+    column = (angle + np.pi) / (angles[1] - angles[0])
+    wanted = map_coordinates(table, [row, column], order=1, mode="nearest") + clear_m
+    low = np.clip((measures.waist_y + 0.06 - rest[:, 1]) / 0.06, 0, 1) * (np.abs(rest[:, 0]) < 0.3)
+    grown = 1 + low * (np.maximum(wanted, radius) / np.maximum(radius, 1e-6) - 1)
+    made = points.copy()
+    made[:, [0, 2]] = axis + flat * grown[:, None]
+    return made
+
+
+def _wear_shoes(posed: PosedBody, garment: Garment, seed: int) -> Worn:
+    """Lofts a closed shoe along each foot in T-pose from its slices' outlines, and skins it to ankle and toes."""
+    body, rows, columns = posed.body, 48, 72
+    hidden = np.zeros(len(posed.vertices_m), bool)
+    angles = np.linspace(0, 2 * np.pi, columns, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    meshes = []
+    for side in ("left", "right"):
+        ankle, toe = body.joint(f"{side}_ankle"), body.joint(f"{side}_foot")
+        top = body.joints_m[ankle, 1] + garment.extra.get("shaft_m", 0.01)
+        mine = body.weights[:, [ankle, toe, ankle - 3]].sum(1) > 0.5  # the knee is three joints before the ankle
+        foot = body.vertices_m[mine & (body.vertices_m[:, 1] < top)]
+        ahead = body.joints_m[toe] - body.joints_m[ankle]
+        ahead = np.array([ahead[0], 0, ahead[2]]) / np.hypot(ahead[0], ahead[2])
+        across = np.array([ahead[2], 0, -ahead[0]])
+        local = np.stack([foot @ across, foot[:, 1], foot @ ahead], 1)
+        start, stop = local[:, 2].min() - 0.006, local[:, 2].max() + 0.010
+        reach = np.zeros((rows, columns))
+        middle = np.zeros((rows, 2))
+        for row, z in enumerate(np.linspace(start, stop, rows)):
+            near = local[np.abs(local[:, 2] - z) < 0.022][:, :2]
+            middle[row] = [(near[:, 0].min() + near[:, 0].max()) / 2, 0.03]
+            reach[row] = ((near - middle[row]) @ circle.T).max(0)
+        for _ in range(3):
+            reach[1:-1] = 0.5 * reach[1:-1] + 0.25 * (reach[:-2] + reach[2:])
+            middle[1:-1] = 0.5 * middle[1:-1] + 0.25 * (middle[:-2] + middle[2:])
+        reach += garment.loose_m
+        t = np.linspace(-1, 1, rows)
+        reach *= (np.clip(1 - np.abs(t) ** 8, 0.0, 1) ** 0.5)[:, None]  # round heel and toe
+        slope = (np.roll(reach, -1, 1) - np.roll(reach, 1, 1)) / (2 * angles[1])
+        x = middle[:, :1] + reach * circle[:, 0] - slope * circle[:, 1]
+        y = np.maximum(middle[:, 1:] + reach * circle[:, 1] + slope * circle[:, 0], -0.014)
+        z = np.broadcast_to(np.linspace(start, stop, rows)[:, None], x.shape)
+        points = x[..., None] * across + y[..., None] * np.array([0, 1.0, 0]) + z[..., None] * ahead
+        points = points.reshape(-1, 3)
+        weights = np.zeros((len(points), 55))
+        toes = np.clip((points @ ahead - body.joints_m[toe] @ ahead) / 0.04 + 0.5, 0, 1)
+        shaft = np.clip((points[:, 1] - body.joints_m[ankle, 1]) / 0.06, 0, 1) * (1 - toes)
+        weights[:, toe], weights[:, ankle - 3], weights[:, ankle] = toes, shaft, 1 - toes - shaft
+        colours = np.tile(np.asarray(garment.colour), (len(points), 1))
+        colours = colours * (1 + 0.04 * noise(points, 0.05, seed)[:, None])
+        colours[points[:, 1] < 0.008] = np.asarray(garment.second)
+        triangles = grid_triangles(rows, columns, closed=True)
+        meshes.append(Mesh(posed.carry(points, weights), triangles, np.clip(colours, 0, 1), garment.surface))
+        hidden |= mine & (body.vertices_m[:, 1] < top - 0.035)
+    return Worn(meshes, hidden)
 
 
 def _support_ring(flat: Array, angles: Array) -> Array:
@@ -269,6 +351,8 @@ def _wear_skirt(posed: PosedBody, garment: Garment, seed: int) -> Worn:
         rings.append(np.stack([axis[0] + x, height + droop, axis[1] + z], 1))
     points = np.concatenate(rings)
     flat = np.stack([np.tile(angles, rows), np.repeat(np.arange(rows), columns) / rows], 1)
+    ahead = posed.rotations[0] @ [0.0, 0.0, 1.0]
+    flat[:, 0] += np.pi / 2 - np.arctan2(ahead[2], ahead[0])
     colours = _skirt_colours(garment, flat, points, seed)
     solid, triangles = solidify(points, grid_triangles(rows, columns, closed=True), 0.004)
     mesh = Mesh(solid, triangles, np.concatenate([colours, colours * 0.5]), garment.surface)
@@ -276,7 +360,7 @@ def _wear_skirt(posed: PosedBody, garment: Garment, seed: int) -> Worn:
 
 
 def _skirt_colours(garment: Garment, flat: Array, points: Array, seed: int) -> Array:
-    """flat: [N,2] angle (front = pi/2 when yaw is small) and share of the length."""
+    """flat: [N,2] angle (front = pi/2) and share of the length."""
     colours = np.tile(np.asarray(garment.colour), (len(points), 1))
     second, front = np.asarray(garment.second), np.abs(np.angle(np.exp(1j * (flat[:, 0] - np.pi / 2))))
     if garment.pattern == "placket":
@@ -325,6 +409,8 @@ def wear(posed: PosedBody, garment: Garment, seed: int, detail: int) -> Worn:
     """Makes one garment for one pose; detail: subdivisions (2 for real pictures)."""
     if garment.kind == "skirt":
         return _wear_skirt(posed, garment, seed)
+    if garment.kind == "shoes":
+        return _wear_shoes(posed, garment, seed)
     if garment.kind in ("collar", "hood"):
         return _wear_collar(posed, garment, seed)
     return _wear_sheet(posed, garment, seed, detail)

@@ -103,7 +103,7 @@ def paint_skin(body: OracleBody, rest: Array, lips: Array, lids: Array, face: Fa
     colours = _blend(colours, 0.35 * blush + 0.25 * nose, base * [1.02, 0.78, 0.74])
     socket = np.exp(-(((side - 0.031) / 0.017) ** 2) - ((height - 0.004) / 0.013) ** 2) * on_face
     colours = _blend(colours, 0.35 * socket, base * [0.74, 0.64, 0.62])
-    mouth = (lips - 0.12) / 0.18 * on_face * (height < -0.045)
+    mouth = (lips - 0.38) / 0.22 * on_face * (height < -0.045)
     colours = _blend(colours, mouth, face.lips)
     seam = np.exp(-((np.abs(lips - 0.95) / 0.05) ** 2)) * on_face * (height < -0.045) * (depth < 0.028)
     colours = _blend(colours, 0.6 * seam, np.asarray(face.lips) * 0.35)
@@ -201,7 +201,7 @@ def _curtain(posed: PosedBody, bottom_m: float, opening: float, colour: Colour, 
     for row, height in enumerate(np.linspace(0.06, -bottom_m, rows)):
         near = np.abs(at[:, 1] - height) < 0.018
         reach = ((at[near][:, [0, 2]] - centre) @ direction.T).max(0) if near.any() else previous
-        reach = np.minimum(reach, 0.17)
+        reach = np.minimum(reach, 0.108 + 0.045 * np.clip(np.cos(angle), 0, 1) ** 2)  # over the back, not the shoulders
         kernel = np.hanning(15) / np.hanning(15).sum()
         reach = np.convolve(np.pad(reach, 7, "edge"), kernel, "valid") + 0.016
         previous = np.maximum(reach, previous * 0.985)
@@ -289,6 +289,6 @@ def hair_meshes(posed: PosedBody, kind: HairKind, colour: Colour, seed: int, det
         top = np.array([0.0, skull[:, 1].max(), frame.eyes_m[2] - 0.14 * frame.unit_m])
         bun = _balls(posed, top[None], np.array([0.052 * frame.unit_m]), colour, seed + 9)
         return [_cap(posed, 0.013, 0.0015, colour, seed, (0.056, 0.08), detail), bun]
-    bottom, opening = (0.155, 0.95) if kind == "bob" else (0.34, 1.05)
+    bottom, opening = (0.135, 0.95) if kind == "bob" else (0.34, 1.05)
     cap = _cap(posed, 0.024, 0.002, colour, seed, (0.042 if kind == "bob" else 0.052, 0.06), detail)
     return [cap, _curtain(posed, bottom, opening, colour, seed)]

@@ -137,10 +137,10 @@ BOOT = Garment(
 WALK = Stance(
     8, 4, 0, 4, -5, 0, Arm(74, 22, 15, 25), Arm(74, -18, 10, 15), Leg(-16, 0, 10), Leg(20, 0, 6, 2),
 )  # fmt: skip
-LEFT_LIGHT = Light((-3.0, 2.2, 1.6), 330.0, 1.2, 0.45)
-RIGHT_LIGHT = Light((2.8, 2.6, 1.8), 320.0, 1.0, 0.42, (1.0, 0.95, 0.88))
-TOP_LIGHT = Light((0.6, 3.6, 2.4), 260.0, 2.2, 0.65)
-SOFT = Light((-0.8, 2.2, 3.6), 260.0, 3.0, 0.75)
+LEFT_LIGHT = Light((-3.0, 2.2, 1.6), 210.0, 1.2, 0.45)
+RIGHT_LIGHT = Light((2.8, 2.6, 1.8), 210.0, 1.0, 0.42, (1.0, 0.95, 0.88))
+TOP_LIGHT = Light((0.6, 3.6, 2.4), 180.0, 2.2, 0.6)
+SOFT = Light((-0.8, 2.2, 3.6), 150.0, 3.0, 0.65)
 
 REPORTED: tuple[FigureSpec, ...] = (
     FigureSpec(
@@ -169,10 +169,10 @@ REPORTED: tuple[FigureSpec, ...] = (
         "short", (0.09, 0.07, 0.06),
         (
             Garment("bottom", (0.24, 0.31, 0.45), (0.2, 0.2, 0.3), loose_m=0.014, end_loose_m=0.022, leg=1.93,
-                    wrinkle_m=0.004),
+                    wrinkle_m=0.004, rise_m=0.055),
             SNEAKER,
-            Garment("top", (0.42, 0.46, 0.44), (0.30, 0.34, 0.33), "logo", 0.030, 0.032, 1.95, hem_m=0.02,
-                    neck_m=0.085, wrinkle_m=0.006, extra={"band": 1.0}),
+            Garment("top", (0.42, 0.46, 0.44), (0.30, 0.34, 0.33), "logo", 0.030, 0.032, 1.95, hem_m=0.03,
+                    neck_m=0.085, wrinkle_m=0.006, over_m=0.030, extra={"band": 1.0}),
             Garment("hood", (0.40, 0.44, 0.42), wrinkle_m=0.003),
         ),
         (
@@ -188,7 +188,7 @@ REPORTED: tuple[FigureSpec, ...] = (
         "curly", (0.10, 0.06, 0.045),
         (
             Garment("shoes", (0.75, 0.20, 0.16), (0.12, 0.05, 0.05), loose_m=0.006, wrinkle_m=0, surface="leather",
-                    extra={"shaft_m": -0.035}),
+                    extra={"shaft_m": -0.02}),
             Garment("top", (0.93, 0.77, 0.25), (0.20, 0.32, 0.45), "dots", 0.008, 0.022, 0.75, hem_m=0.12,
                     neck_m=0.105, wrinkle_m=0.002),
             Garment("skirt", (0.93, 0.77, 0.25), (0.20, 0.32, 0.45), "dots", 0.020, hem_m=0.34, flare=0.42, folds=11,
@@ -208,7 +208,7 @@ REPORTED: tuple[FigureSpec, ...] = (
         "bald_beard", (0.50, 0.29, 0.13),
         (
             SNEAKER,
-            Garment("top", (0.90, 0.88, 0.84), (0.16, 0.22, 0.40), "stripes", 0.010, 0.018, 1.9, hem_m=0.06,
+            Garment("top", (0.90, 0.88, 0.84), (0.16, 0.22, 0.40), "stripes", 0.010, 0.018, 1.9, hem_m=0.12,
                     wrinkle_m=0.003),
             Garment("bottom", (0.30, 0.25, 0.18), loose_m=0.022, end_loose_m=0.058, leg=1.93, wrinkle_m=0.006),
         ),
@@ -226,10 +226,10 @@ REPORTED: tuple[FigureSpec, ...] = (
         "bob", (0.07, 0.05, 0.05),
         (
             Garment("bottom", (0.74, 0.66, 0.48), (0.60, 0.52, 0.36), loose_m=0.020, end_loose_m=0.040, leg=0.82,
-                    wrinkle_m=0.004),
+                    wrinkle_m=0.004, rise_m=0.05),
             SNEAKER,
-            Garment("top", (0.80, 0.28, 0.22), (0.95, 0.90, 0.82), "checks", 0.030, 0.036, 0.95, hem_m=0.0,
-                    neck_m=0.085, wrinkle_m=0.005),
+            Garment("top", (0.80, 0.28, 0.22), (0.95, 0.90, 0.82), "checks", 0.030, 0.036, 0.95, hem_m=0.02,
+                    neck_m=0.085, wrinkle_m=0.005, over_m=0.034),
         ),
         (
             Shot(Stance(4, 1, 0, 0, 4, 0, DOWN, Arm(70, 10, 20, 40), Leg(0, 1), Leg(2, 1)),
@@ -244,11 +244,11 @@ REPORTED: tuple[FigureSpec, ...] = (
         Face((0.27, 0.18, 0.135), (0.34, 0.17, 0.15), (0.10, 0.06, 0.04), (0.05, 0.04, 0.035)),
         "bun", (0.30, 0.29, 0.28),
         (
-            Garment("bottom", BLACK, (0.20, 0.75, 0.70), "side_stripe", 0.004, 0.004, leg=1.75, wrinkle_m=0.0012,
+            Garment("bottom", BLACK, (0.20, 0.75, 0.70), "side_stripe", 0.004, 0.004, leg=1.75, wrinkle_m=0.0012, rise_m=0.10,
                     surface="shiny"),
             SNEAKER,
             Garment("top", (0.16, 0.42, 0.68), (0.92, 0.92, 0.90), "logo", 0.005, 0.006, 0.0, hem_m=0.05,
-                    neck_m=0.095, wrinkle_m=0.0015),
+                    neck_m=0.095, wrinkle_m=0.0015, over_m=0.011),
         ),
         (
             Shot(Stance(-18, 3, 0, 0, 10, 0, Arm(68, 12, 15, 35), HIP, Leg(6, 3), Leg(-6, 3)),
@@ -287,9 +287,10 @@ DEVELOPMENT: tuple[FigureSpec, ...] = (
         "short", (0.06, 0.05, 0.05),
         (
             SNEAKER,
-            Garment("bottom", (0.62, 0.56, 0.44), loose_m=0.018, end_loose_m=0.030, leg=1.93, wrinkle_m=0.005),
-            Garment("top", (0.86, 0.84, 0.80), (0.70, 0.16, 0.14), "stripes", 0.024, 0.036, 1.05, hem_m=0.0,
-                    wrinkle_m=0.005),
+            Garment("bottom", (0.62, 0.56, 0.44), loose_m=0.018, end_loose_m=0.030, leg=1.93, wrinkle_m=0.005,
+                    rise_m=0.05),
+            Garment("top", (0.86, 0.84, 0.80), (0.70, 0.16, 0.14), "stripes", 0.024, 0.036, 1.05, hem_m=0.02,
+                    wrinkle_m=0.005, over_m=0.032),
         ),
         (
             Shot(Stance(-12, 2, 0, 0, 8, 0, Arm(70, 14, 20, 45), Arm(70, 0, 10, 20), Leg(4, 2), Leg(-2, 3)),
