@@ -73,6 +73,17 @@ def test_a_photo_without_a_person(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nobody.png"]
 
 
+def test_a_person_seen_from_behind(tmp_path: Path) -> None:
+    """One of the test figures of tests/oracles, rendered at 180 degrees."""
+    assert_refused(generate(Path(__file__).parent / "data" / "back_view.png", tmp_path / "out"), "behind")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_person_who_is_not_there(tmp_path: Path) -> None:
+    assert_refused(generate(PORTRAIT, tmp_path / "out", "--set", "person=3"), "person=3")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failed_job_leaves_an_earlier_result_as_it_was(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
