@@ -1,0 +1,465 @@
+"""Clothes: the body in the photo becomes the dressed person, first as geometry, then as Gaussians."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from backend.human.footwear import wrap_feet
+from backend.human.garments import (
+    ARMS,
+    FEET,
+    HANDS,
+    LEGS,
+    Part,
+    Rings,
+    axis_m,
+    find_rings,
+    vertex_parts,
+)
+from backend.human.held import find_held_objects, outer_triangles, posed_body_m
+from backend.human.lbs import apply_transforms
+from backend.human.membranes import Membrane, build_membranes
+from backend.human.model import BodyModel
+from backend.human.personal import Personal, head_triangles
+from backend.human.shell import average_operator, displacement_caps_m, mesh_links, solve_shell
+from backend.human.zbuffer import view_mesh
+from backend.perception.people import Label, Person
+from backend.splats.bound import BoundSplats, Kind, bind_points, concatenate, triangle_frames
+from backend.splats.colour import blend_weight, gates, photo_confidence, sample_photo, to_lab, to_rgb
+from backend.splats.fill import FillSurface, fill_colours
+from backend.splats.surface import SurfaceSamples, disc_frames, sample_surface, vertex_normals
+from blender_addon.shared.skeleton import JOINT_NAMES
+
+if TYPE_CHECKING:
+    from backend.context import Context
+
+STAGE = "Dress the body"
+
+
+@dataclass(frozen=True)
+class DiscSettings:
+    """Sizes of the body's discs, from the prototype's table of shifts and sigmas.
+
+    Attributes:
+        spacing_m: On clothes.
+        hand_spacing_m: Fingers are 15 mm thick.
+        finest_px: Spacing where the photo has detail, in pixels of the working image.
+        finest_m: The same, never below.
+        most: Number of discs above which the detail is thinned.
+        membrane_spacing: Spacing of membranes in those of the clothes; they are single sheets.
+        sigma: Standard deviation in spacings.
+        thickness: Standard deviation across, in spacings.
+        inward: Shift along the normal in spacings, so that the visible edge lies on the surface.
+        opacity: Of every disc.
+        opacity_floor: What an optimiser leaves.
+    """
+
+    spacing_m: float = 0.0068
+    hand_spacing_m: float = 0.0042
+    finest_px: float = 1.2
+    finest_m: float = 0.0022
+    most: int = 58_000
+    membrane_spacing: float = 0.75
+    sigma: float = 0.65
+    thickness: float = 0.15
+    inward: float = 0.6
+    opacity: float = 0.95
+    opacity_floor: float = 0.9
+
+
+@dataclass(frozen=True)
+class Dressed:
+    """The dressed proxy.
+
+    Attributes:
+        vertices_m: [V, 3] rest pose, with shell and shoes.
+        posed_m: [V, 3] world, in the photo's pose.
+        undressed_m: [V, 3] rest pose without the shell: where the limbs' axes and mirror partners are read.
+        rings: What covers each height of a limb.
+        membranes: Sheets beside the shell.
+    """
+
+    vertices_m: np.ndarray
+    posed_m: np.ndarray
+    undressed_m: np.ndarray
+    rings: Rings
+    membranes: tuple[Membrane, ...]
+
+
+def dress(
+    person: Person, body: BodyModel, personal: Personal, held: np.ndarray, outline: bool, context: Context
+) -> Dressed:
+    """Give the body its clothes' outline.
+
+    Args:
+        person: The photo.
+        body: The body model.
+        personal: The fitted person, undressed.
+        held: [H, W] bool from `find_held_objects`.
+        outline: Without it the body keeps its bare shape (no shell, shoes or membranes).
+        context: Progress and cancelling.
+    """
+    context.progress(STAGE, 0, 3, "labels around the limbs")
+    rest = np.asarray(personal.vertices_m, np.float64)
+    parts = vertex_parts(body)
+    outer, on_head = outer_triangles(body), head_triangles(body)
+    triangles = body.triangles[outer]
+    posed, transforms = posed_body_m(body, personal, rest)
+    mask = (person.mask > 0.5) & ~held
+    view = view_mesh(posed, triangles, personal.camera)
+    rings = find_rings(person.labels, mask, view, rest, parts, _hands_seen(person))
+    if not outline:
+        return Dressed(rest.astype(np.float32), posed.astype(np.float32), rest.astype(np.float32), rings, ())
+
+    context.raise_if_cancelled()
+    context.progress(STAGE, 1, 3, "outline")
+    average = average_operator(mesh_links(body.triangles, len(rest), None, 1.0))
+    feet = tuple(np.flatnonzero((parts == foot) & body.outer) for foot in FEET)
+    shod = tuple(_is_shod(rings, rest, index, foot) for index, foot in zip(feet, FEET, strict=True))
+    wrapped = wrap_feet(rest, feet, shod, average)
+    posed = apply_transforms(transforms, wrapped)
+    fixed = np.zeros(len(rest), bool)
+    fixed[body.triangles[on_head].ravel()] = True
+    joints = body.skin_weights[:, : len(JOINT_NAMES)].argmax(axis=1)
+    shell = solve_shell(
+        posed, triangles, mask, held, personal.camera, displacement_caps_m(body.skin_weights, fixed), joints,
+        rings.at(rest, parts), rings.observed_at(rest, parts),
+    )  # fmt: skip
+    dressed_rest = wrapped + _undo_directions(transforms, shell.normals * shell.displacement_m[:, None])
+    dressed_posed = apply_transforms(transforms, dressed_rest)
+
+    context.raise_if_cancelled()
+    context.progress(STAGE, 2, 3, "loose parts")
+    membranes = _membranes(person, body, personal, mask, dressed_posed, outer, on_head, joints)
+    context.progress(STAGE, 3, 3)
+    return Dressed(
+        dressed_rest.astype(np.float32), dressed_posed.astype(np.float32), rest.astype(np.float32), rings, membranes
+    )
+
+
+def _hands_seen(person: Person) -> tuple[bool, bool]:
+    return len(person.left_hand_px) > 0, len(person.right_hand_px) > 0
+
+
+def _is_shod(rings: Rings, rest_m: np.ndarray, index: np.ndarray, foot: Part) -> bool:
+    """Whether the rings call most of a foot a shoe or anything else but skin."""
+    labels = rings.at(rest_m[index], np.full(len(index), foot, np.uint8))
+    return bool(len(index) and (labels != Label.SKIN).mean() > 0.5)
+
+
+def _undo_directions(transforms: np.ndarray, directions: np.ndarray) -> np.ndarray:
+    """Directions [V, 3] from the posed to the rest frame.
+
+    Between two bones that turn far the blended matrix flattens; its singular values are held above 0.6 so that a small
+    displacement does not become a spike in the T-pose.
+    """
+    u, s, vt = np.linalg.svd(transforms[:, :, :3])
+    inverse = np.einsum("vji,vj,vkj->vik", vt, 1 / np.maximum(s, 0.6), u)
+    return np.einsum("vij,vj->vi", inverse, directions)
+
+
+def _membranes(
+    person: Person,
+    body: BodyModel,
+    personal: Personal,
+    mask: np.ndarray,
+    posed_m: np.ndarray,
+    outer: np.ndarray,
+    on_head: np.ndarray,
+    joints: np.ndarray,
+) -> tuple[Membrane, ...]:
+    """Sheets over the mask beside the shell; hair above the chin is the head's."""
+    view = view_mesh(posed_m, body.triangles[outer], personal.camera)
+    hair = (person.labels == Label.HAIR) | (personal.hair > 0.5)
+    neck = posed_m[joints == JOINT_NAMES.index("neck")]
+    chin_row = float(personal.camera.project(neck)[:, 1].min()) if len(neck) else 0.0
+    above = (np.arange(mask.shape[0]) < chin_row)[:, None]
+    return build_membranes(
+        mask & ~(hair & above), hair, view, posed_m, body.triangles, outer, on_head, joints, personal.camera,
+        DiscSettings().spacing_m * DiscSettings().membrane_spacing,
+    )  # fmt: skip
+
+
+def body_splats(
+    person: Person, body: BodyModel, personal: Personal, dressed: Dressed, held: np.ndarray, context: Context
+) -> BoundSplats:
+    """Gaussians of everything but the head: discs on the dressed proxy and on its membranes.
+
+    Args:
+        person: The photo.
+        body: The body model.
+        personal: The fitted person.
+        dressed: From `dress`.
+        held: [H, W] bool, pixels of held objects: never a colour.
+        context: Progress, cancelling and seed.
+    """
+    settings = DiscSettings()
+    stage = "Cover the body"
+    context.progress(stage, 0, 2, "discs")
+    photo = _PhotoView.of(person, body, personal, dressed, held)
+    parts = vertex_parts(body)
+    subset = np.flatnonzero(outer_triangles(body) & ~head_triangles(body))
+    spacing = _spacing(person, body, dressed, photo, parts, subset, settings)
+    samples = sample_surface(dressed.vertices_m, body.triangles, subset, spacing, context.seed)
+    context.raise_if_cancelled()
+    context.progress(stage, 1, 2, "colours")
+    shell = _shell_splats(person, body, personal, dressed, photo, parts, samples, settings, context.seed)
+    sheets = [_membrane_splats(person, body, dressed, photo, m, settings) for m in dressed.membranes]
+    context.progress(stage, 2, 2)
+    return concatenate([shell, *sheets])
+
+
+@dataclass(frozen=True)
+class _PhotoView:
+    """The photo as the discs see it: surface_depth_m [H, W], usable [H, W] bool pixels, px_m metres per pixel."""
+
+    surface_depth_m: np.ndarray
+    usable: np.ndarray
+    px_m: float
+    personal: Personal
+
+    @staticmethod
+    def of(person: Person, body: BodyModel, personal: Personal, dressed: Dressed, held: np.ndarray) -> _PhotoView:
+        view = view_mesh(dressed.posed_m, body.triangles[outer_triangles(body)], personal.camera)
+        depth = view.nearest.depth_m
+        px_m = float(np.median(depth[view.nearest.covered])) / personal.camera.fx
+        depth = depth.copy()
+        for sheet in dressed.membranes:
+            rows, columns = sheet.pixels[sheet.front].T
+            z = personal.camera.to_camera(sheet.points_m[sheet.front])[:, 2]
+            depth[rows, columns] = np.minimum(depth[rows, columns], z)
+        # one pixel and more at the mask's edge is mixed with the background
+        rounds = max(1, round(max(person.mask.shape) / 500))
+        mask = ((person.mask > 0.5) & ~held).astype(np.uint8)
+        usable = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=rounds, borderValue=1) > 0
+        return _PhotoView(depth, usable, px_m, personal)
+
+
+def _spacing(
+    person: Person,
+    body: BodyModel,
+    dressed: Dressed,
+    photo: _PhotoView,
+    parts: np.ndarray,
+    subset: np.ndarray,
+    settings: DiscSettings,
+) -> np.ndarray:
+    """Wanted spacing [S] on each triangle: finer on hands and where the photo shows detail."""
+    faces = body.triangles[subset]
+    base = np.where(np.isin(parts[faces[:, 0]], HANDS), settings.hand_spacing_m, settings.spacing_m)
+    grey = cv2.cvtColor(person.image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+    contrast = np.sqrt(np.maximum(cv2.blur(grey**2, (5, 5)) - cv2.blur(grey, (5, 5)) ** 2, 0))
+    contrast = cv2.blur(contrast * photo.usable, (5, 5))
+    camera = photo.personal.camera
+    corners = dressed.posed_m[faces].astype(np.float64)
+    centre = corners.mean(axis=1)
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    view = centre - camera.position_m
+    facing = -(normal * view).sum(1) / np.maximum(np.linalg.norm(normal, axis=1) * np.linalg.norm(view, axis=1), 1e-12)
+    p = camera.to_camera(centre)
+    uv = camera.project(centre)
+    sure = photo_confidence(facing, p[:, 2], uv, photo.surface_depth_m, photo.usable) > 0.1
+    column = np.clip(uv[:, 0].astype(int), 0, person.mask.shape[1] - 1)
+    row = np.clip(uv[:, 1].astype(int), 0, person.mask.shape[0] - 1)
+    detail = np.where(sure, np.clip((contrast[row, column] - 0.02) / 0.08, 0, 1), 0.0)
+    finest = np.maximum(settings.finest_px * p[:, 2] / camera.fx, settings.finest_m)
+    rest = dressed.vertices_m[faces].astype(np.float64)
+    area = 0.5 * np.linalg.norm(np.cross(rest[:, 1] - rest[:, 0], rest[:, 2] - rest[:, 0]), axis=1)
+    for _ in range(12):
+        spacing = base + detail * (np.minimum(finest, base) - base)
+        if (area / spacing**2).sum() <= settings.most:
+            break
+        finest = 1.15 * finest
+    return spacing
+
+
+def _shell_splats(
+    person: Person,
+    body: BodyModel,
+    personal: Personal,
+    dressed: Dressed,
+    photo: _PhotoView,
+    parts: np.ndarray,
+    samples: SurfaceSamples,
+    settings: DiscSettings,
+    seed: int,
+) -> BoundSplats:
+    """Discs on the proxy, coloured from the photo and by rule."""
+    camera = personal.camera
+    posed = samples.interpolate(dressed.posed_m, body.triangles)
+    posed_normal = _unit(samples.interpolate(vertex_normals(dressed.posed_m, body.triangles), body.triangles))
+    view = posed - camera.position_m
+    facing = -(posed_normal * view).sum(axis=1) / np.linalg.norm(view, axis=1)
+    depth = camera.to_camera(posed)[:, 2]
+    uv = camera.project(posed)
+    confidence = photo_confidence(facing, depth, uv, photo.surface_depth_m, photo.usable)
+    colours = sample_photo(person.image, uv, samples.spacing_m * camera.fx / np.maximum(depth, 0.05))
+
+    part = parts[body.triangles[samples.triangles, 0]]
+    bare = samples.interpolate(dressed.undressed_m, body.triangles)
+    ring = dressed.rings.at(bare, part)
+    label, confidence = _labels(person, uv, part, ring, confidence)
+    normal = _unit(samples.interpolate(vertex_normals(dressed.vertices_m, body.triangles), body.triangles))
+    surface = FillSurface(bare, normal, _family(part), _side(part), axis_m(bare, part), label.astype(int))
+    defaults, overall = _default_colours(person, photo, bare, part, label, colours, confidence)
+    rgb = fill_colours(surface, colours, confidence, defaults, overall, seed)
+
+    spacing = samples.spacing_m[:, None]
+    centre = samples.positions_m - settings.inward * spacing * normal
+    offsets, rotations = bind_points(
+        centre, disc_frames(normal), samples.triangles, samples.bary, dressed.vertices_m, body.triangles
+    )
+    colour_gate, shape_gate = gates(confidence, facing)
+    count = len(samples)
+    skin = label == Label.SKIN
+    return BoundSplats(
+        triangles=samples.triangles,
+        bary=samples.bary,
+        offsets_m=offsets,
+        rotations_wxyz=rotations,
+        scales_m=spacing * np.array([[settings.sigma, settings.sigma, settings.thickness]]),
+        opacities=np.full(count, settings.opacity),
+        colours=rgb,
+        confidence=confidence,
+        kind=np.where(skin, Kind.SKIN, Kind.CLOTH),
+        colour_gate=colour_gate,
+        shape_gate=shape_gate,
+        opacity_floor=np.full(count, settings.opacity_floor),
+    )
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def _family(part: np.ndarray) -> np.ndarray:
+    """[N] int: parts that share rows of colour."""
+    family = np.zeros(len(part), int)
+    for k, group in enumerate((ARMS, HANDS, FEET), start=1):
+        family[np.isin(part, group)] = k
+    return family
+
+
+def _side(part: np.ndarray) -> np.ndarray:
+    """[N] int: 1 left, -1 right, 0 trunk."""
+    side = np.zeros(len(part), int)
+    for group in (ARMS, HANDS, LEGS, FEET):
+        side[part == group[0]], side[part == group[1]] = 1, -1
+    return side
+
+
+def _labels(
+    person: Person, uv_px: np.ndarray, part: np.ndarray, ring: np.ndarray, confidence: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Label [N] of each disc, and its confidence [N] without pixels that belong to something else.
+
+    Seen discs carry the photo's label, the others that of their ring. Pixels on hands and arms that contradict the ring,
+    and skin near a hand that lies on the clothes, come from a limb that the pose missed by a little.
+    """
+    height, width = person.mask.shape
+    row = np.clip(np.floor(uv_px[:, 1]).astype(int), 0, height - 1)
+    column = np.clip(np.floor(uv_px[:, 0]).astype(int), 0, width - 1)
+    pixel = person.labels[row, column]
+    limb = np.isin(part, ARMS + HANDS)
+    strict = {int(Label.SKIN), int(Label.LOWER), int(Label.SHOES), int(Label.UPPER)}
+    contradicts = limb & (pixel != ring) & np.isin(pixel, list(strict)) & np.isin(ring, list(strict))
+    lost = [hand for hand, seen in zip(HANDS, _hands_seen(person), strict=True) if not seen]
+    wrists = person.keypoints_px[[15, 16, 17, 18, 19, 20, 21, 22]]
+    size = max(float(np.linalg.norm(person.keypoints_px[11] - person.keypoints_px[12])), 10.0)
+    near_hand = (np.linalg.norm(uv_px[:, None] - wrists[None], axis=2) < 0.35 * size).any(axis=1)
+    hand_on_cloth = ~limb & (pixel == Label.SKIN) & (ring != Label.SKIN) & near_hand
+    out = np.where(contradicts | np.isin(part, lost) | hand_on_cloth, 0.0, confidence).astype(np.float32)
+    seen = (blend_weight(out) > 0.5) & (pixel != Label.NONE)
+    return np.where(seen, pixel, ring), out
+
+
+def _default_colours(
+    person: Person,
+    photo: _PhotoView,
+    bare_m: np.ndarray,
+    part: np.ndarray,
+    label: np.ndarray,
+    colours: np.ndarray,
+    confidence: np.ndarray,
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """Colours of labels nobody saw: skin from the face, shoes from the darkened lower clothes; and of anything else."""
+    camera = photo.personal.camera
+    seen = confidence > 0.2
+    face = (person.labels == Label.SKIN) & photo.usable
+    if len(person.face_px):
+        hull = np.zeros(person.mask.shape, np.uint8)
+        cv2.fillConvexPoly(hull, cv2.convexHull(person.face_px[:468, :2].astype(np.float32)).astype(np.int32), 1)
+        face &= hull > 0
+    pixels = person.image[face].astype(np.float32) / 255
+    skin = to_rgb(np.median(to_lab(pixels), axis=0)[None])[0] if len(pixels) > 30 else np.array([0.78, 0.60, 0.50])
+    defaults = {int(Label.SKIN): skin}
+    cloth = seen & np.isin(label, (Label.UPPER, Label.LOWER)) & ~np.isin(part, HANDS)
+    lower = cloth & (np.isin(part, LEGS) | (label == Label.LOWER))
+    trunk = cloth & (part == Part.TRUNK)
+    base = next((m for m in (lower, trunk, cloth) if m.sum() > 30), None)
+    overall = np.median(to_lab(colours[base]), axis=0) if base is not None else np.array([35.0, 0.0, 0.0])
+    if not (seen & (label == Label.SHOES)).any():
+        defaults[int(Label.SHOES)] = to_rgb((np.array([10.0, 0, 0]) + overall * [0.22, 0.22, 0.22])[None])[0]
+    del camera, bare_m
+    return defaults, to_rgb(overall[None])[0]
+
+
+def _membrane_splats(
+    person: Person, body: BodyModel, dressed: Dressed, photo: _PhotoView, sheet: Membrane, settings: DiscSettings
+) -> BoundSplats:
+    """Discs of a sheet: its front in the photo's colours, its back in their local mean."""
+    camera = photo.personal.camera
+    row, column = sheet.pixels.T
+    count = len(row)
+    inside = np.zeros(person.mask.shape, np.float32)
+    inside[sheet.pixels[:, 0], sheet.pixels[:, 1]] = 1.0
+    area = (cv2.dilate(inside, np.ones((7, 7), np.uint8)) > 0) & photo.usable
+    smooth = _masked_blur(person.image.astype(np.float32) / 255, area, 0.04 / photo.px_m)
+    uv = np.stack([column + 0.5, row + 0.5], axis=1)
+    sharp = sample_photo(person.image, uv, np.full(count, sheet.spacing_m / photo.px_m))
+    confidence = np.where(sheet.front & photo.usable[row, column], 0.8, 0.0)
+    colours = np.where(confidence[:, None] > 0, sharp, smooth[row, column])
+
+    offsets, rotations = bind_points(
+        sheet.points_m, disc_frames(sheet.normals), sheet.triangles, sheet.bary, dressed.posed_m, body.triangles
+    )
+    faces = body.triangles[sheet.triangles]
+    stretch = triangle_frames(dressed.posed_m, faces)[1] / np.maximum(
+        triangle_frames(dressed.vertices_m, faces)[1], 1e-9
+    )
+    scale = sheet.spacing_m / np.clip(stretch, 0.5, 2.0)
+    view = sheet.points_m - camera.position_m
+    facing = -(sheet.normals * view).sum(axis=1) / np.linalg.norm(view, axis=1)
+    colour_gate, shape_gate = gates(confidence, facing)
+    return BoundSplats(
+        triangles=sheet.triangles,
+        bary=sheet.bary,
+        offsets_m=offsets,
+        rotations_wxyz=rotations,
+        scales_m=scale[:, None] * np.array([[1.2 * settings.sigma, 1.2 * settings.sigma, settings.thickness]]),
+        opacities=np.full(count, settings.opacity),
+        colours=colours,
+        confidence=confidence,
+        kind=np.full(count, Kind.HAIR if sheet.hair else Kind.MEMBRANE),
+        colour_gate=colour_gate,
+        shape_gate=shape_gate,
+        opacity_floor=np.full(count, settings.opacity_floor),
+    )
+
+
+def _masked_blur(photo: np.ndarray, area: np.ndarray, sigma_px: float) -> np.ndarray:
+    """[H, W, 3] mean colour of the usable pixels around, weighted by distance."""
+    weight = area.astype(np.float32)
+    if not area.any():
+        return photo
+    mean = photo[area].mean(axis=0)
+    sigma = max(sigma_px, 1.0)
+    total = cv2.GaussianBlur(weight, (0, 0), sigma) + 1e-4
+    return (cv2.GaussianBlur(photo * weight[..., None], (0, 0), sigma) + 1e-4 * mean) / total[..., None]
+
+
+__all__ = ["DiscSettings", "Dressed", "body_splats", "dress", "find_held_objects"]

@@ -1,0 +1,192 @@
+"""What covers each height of a limb: clothes, skin or shoes, as rings around trunk, legs and arms.
+
+The photo's labels say what is seen. Clothes go round a limb, so the label of the unseen side is that of the same height:
+along each limb's axis in the T-pose, bins of `BIN_M` vote, and the best sequence of labels with few changes (Viterbi) is
+kept. A hem is then one sharp height around the whole leg.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from backend.human.model import BodyModel
+from backend.human.zbuffer import MeshView
+from backend.perception.people import Label
+from backend.splats.rows import best_sequence
+from blender_addon.shared.skeleton import JOINT_NAMES
+
+BIN_M = 0.005
+"""Height of a ring; the hem's accuracy. A pixel of a full-body photo is 2 to 3 mm."""
+
+CHANGE_COST_BINS = 4.0
+"""Evidence, in fully observed rings, that a change of label must bring: 2 cm."""
+
+FULL_EVIDENCE_PX = 6.0
+"""Pixels of a ring that count as a full observation."""
+
+MIRRORED_SHARE = 0.3
+"""What an observation of the other side's limb counts."""
+
+
+SHOE_ABOVE_ANKLE_M = 0.02
+"""How far an unseen shoe or boot reaches above the vertices that move with the ankle."""
+
+
+class Part(IntEnum):
+    """Parts of the body that are dressed and filled separately."""
+
+    HEAD = 0
+    TRUNK = 1
+    LEFT_ARM = 2
+    RIGHT_ARM = 3
+    LEFT_HAND = 4
+    RIGHT_HAND = 5
+    LEFT_LEG = 6
+    RIGHT_LEG = 7
+    LEFT_FOOT = 8
+    RIGHT_FOOT = 9
+
+
+ARMS = (Part.LEFT_ARM, Part.RIGHT_ARM)
+HANDS = (Part.LEFT_HAND, Part.RIGHT_HAND)
+LEGS = (Part.LEFT_LEG, Part.RIGHT_LEG)
+FEET = (Part.LEFT_FOOT, Part.RIGHT_FOOT)
+
+
+def _joint_part(name: str) -> Part:
+    side = 0 if name.startswith("left") else 1
+    bare = name.removeprefix("left_").removeprefix("right_")
+    if bare in ("neck", "head", "jaw", "eye_smplhf"):
+        return Part.HEAD
+    if bare in ("pelvis", "spine1", "spine2", "spine3", "collar"):
+        return Part.TRUNK
+    groups = {"shoulder": ARMS, "elbow": ARMS, "hip": LEGS, "knee": LEGS, "ankle": FEET, "foot": FEET}
+    return groups.get(bare, HANDS)[side]
+
+
+JOINT_PARTS: np.ndarray = np.array([_joint_part(name) for name in JOINT_NAMES], np.uint8)
+"""[55] `Part` of each joint."""
+
+
+def vertex_parts(body: BodyModel) -> np.ndarray:
+    """[V] uint8 `Part` with the largest share of each vertex's skin weights."""
+    weights = np.asarray(body.skin_weights[:, : len(JOINT_PARTS)], np.float64)
+    per_part = np.zeros((len(weights), len(Part)))
+    for part in Part:
+        per_part[:, part] = weights[:, part == JOINT_PARTS].sum(axis=1)
+    return per_part.argmax(axis=1).astype(np.uint8)
+
+
+def axis_m(points_m: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """[N] coordinate along the limb of T-pose points [N, 3]: |x| on arms and hands, height elsewhere."""
+    return np.where(np.isin(parts, ARMS + HANDS), np.abs(points_m[:, 0]), points_m[:, 1])
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Labels along trunk with legs and along the arms.
+
+    Attributes:
+        labels: [4, B] uint8 `Label` per ring of height `BIN_M`: left body, right body, left arm, right arm.
+        observed: [4, B] 0..1 how far the photo showed the ring.
+        start_m: Axis coordinate of the first ring.
+    """
+
+    labels: np.ndarray
+    observed: np.ndarray
+    start_m: float
+
+    def _index(self, points_m: np.ndarray, parts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        chain = np.where(np.isin(parts, ARMS + HANDS), 2, 0) + _on_right(points_m, parts)
+        ring = np.floor((axis_m(points_m, parts) - self.start_m) / BIN_M).astype(int)
+        return chain, np.clip(ring, 0, self.labels.shape[1] - 1)
+
+    def at(self, points_m: np.ndarray, parts: np.ndarray) -> np.ndarray:
+        """[N] uint8 `Label` of T-pose points [N, 3] of the undressed body with their parts [N]."""
+        return self.labels[self._index(points_m, parts)]
+
+    def observed_at(self, points_m: np.ndarray, parts: np.ndarray) -> np.ndarray:
+        """[N] 0..1: how far the photo showed the ring of each point."""
+        return self.observed[self._index(points_m, parts)]
+
+
+def _on_right(points_m: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    right = np.isin(parts, (Part.RIGHT_ARM, Part.RIGHT_HAND, Part.RIGHT_LEG, Part.RIGHT_FOOT))
+    return (right | ((parts == Part.TRUNK) & (points_m[:, 0] < 0))).astype(int)
+
+
+def find_rings(
+    labels: np.ndarray,
+    usable: np.ndarray,
+    view: MeshView,
+    rest_m: np.ndarray,
+    parts: np.ndarray,
+    hands_seen: tuple[bool, bool],
+) -> Rings:
+    """Vote for the label of every ring.
+
+    Args:
+        labels: [H, W] `Label` of the photo.
+        usable: [H, W] pixels that may vote (the person's own, not a held object's).
+        view: The undressed body in the photo's pose.
+        rest_m: [V, 3] the same vertices in the T-pose.
+        parts: [V] `Part`.
+        hands_seen: Whether the left and right hand's landmarks were found; pixels of other hands do not vote, since the
+            model's hand lies elsewhere.
+    """
+    rows, columns = np.nonzero(view.nearest.covered & usable & ~np.isin(labels, (Label.NONE, Label.HAIR)))
+    corners = view.triangles[view.nearest.triangle[rows, columns]]
+    points = np.einsum("nk,nkc->nc", view.barycentric(rows, columns), rest_m[corners])
+    part = parts[corners[:, 0]]
+    lost = [h for h, seen in zip(HANDS, hands_seen, strict=True) if not seen]
+    ok = (part != Part.HEAD) & ~np.isin(part, lost)
+    points, part, seen = points[ok], part[ok], labels[rows[ok], columns[ok]]
+
+    start = float(min(rest_m[:, 1].min(), 0.0)) - BIN_M
+    bins = int(np.ceil((max(rest_m[:, 1].max(), np.abs(rest_m[:, 0]).max()) - start) / BIN_M)) + 2
+    votes = _votes(points, part, seen, start, bins)
+    prior = _prior(rest_m, parts, start, bins)
+    total = votes.sum(axis=2, keepdims=True)
+    evidence = np.minimum(total / FULL_EVIDENCE_PX, 1.0)
+    score = votes / np.maximum(total, 1e-9) * evidence + prior * np.where(prior >= 0.5, 1.0, 1.0 - evidence)
+    ring_labels = np.stack([best_sequence(chain, CHANGE_COST_BINS) for chain in score]).astype(np.uint8)
+    return Rings(ring_labels, evidence[:, :, 0], start)
+
+
+def _votes(points: np.ndarray, part: np.ndarray, seen: np.ndarray, start: float, bins: int) -> np.ndarray:
+    """[4, B, L] weighted pixel counts. The trunk's flanks count more: its back continues them, not a zip."""
+    arm = np.isin(part, ARMS + HANDS)
+    right = _on_right(points, part)
+    trunk = part == Part.TRUNK
+    half_width = np.percentile(np.abs(points[trunk, 0]), 95) if trunk.any() else 0.2
+    weight = np.where(trunk, 0.2 + np.minimum(np.abs(points[:, 0]) / max(half_width, 0.05), 1.0) ** 2, 1.0)
+    weight = np.where(seen == Label.OTHER, 0.5 * weight, weight)
+    ring = np.clip(np.floor((axis_m(points, part) - start) / BIN_M).astype(int), 0, bins - 1)
+    votes = np.zeros((4, bins, len(Label)))
+    for chain in range(4):
+        mine = (arm == (chain >= 2)) & ((right == chain % 2) | trunk)
+        other = (arm == (chain >= 2)) & (right != chain % 2) & ~trunk
+        np.add.at(votes[chain], (ring[mine], seen[mine]), weight[mine])
+        np.add.at(votes[chain], (ring[other], seen[other]), MIRRORED_SHARE * weight[other])
+    return votes
+
+
+def _prior(rest_m: np.ndarray, parts: np.ndarray, start: float, bins: int) -> np.ndarray:
+    """[4, B, L] what one expects without seeing: bare hands and shod feet firmly, clothes weakly."""
+    height = start + (np.arange(bins) + 0.5) * BIN_M
+    prior = np.zeros((4, bins, len(Label)))
+    for side in range(2):
+        feet, hands, legs = (rest_m[parts == group[side]] for group in (FEET, HANDS, LEGS))
+        ankle = feet[:, 1].max() + SHOE_ABOVE_ANKLE_M if len(feet) else -1.0
+        hip = np.percentile(legs[:, 1], 90) if len(legs) else 0.0
+        wrist = np.percentile(np.abs(hands[:, 0]), 3) if len(hands) else np.inf
+        body, arm = prior[side], prior[2 + side]
+        body[height < ankle, Label.SHOES] = 0.6
+        body[(height >= ankle) & (height < hip), Label.LOWER] = 0.02
+        body[height >= hip, Label.UPPER] = 0.02
+        arm[height < wrist, Label.UPPER] = 0.02
+        arm[height >= wrist, Label.SKIN] = 0.6
+    return prior
