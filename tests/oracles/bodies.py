@@ -96,9 +96,7 @@ def axis_angle(rotation: Array) -> Array:
     angle = float(np.arccos(cosine))
     if angle < 1e-9:
         return np.zeros(3)
-    skew = np.array(
-        [rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]]
-    )
+    skew = np.array([rotation[2, 1] - rotation[1, 2], rotation[0, 2] - rotation[2, 0], rotation[1, 0] - rotation[0, 1]])
     return skew * angle / (2 * np.sin(angle))
 
 

@@ -115,9 +115,7 @@ def frame_camera(meshes: list[Mesh], shot: Shot, settings: MakerSettings) -> tup
     return look_from(lifted, distance, shot.pitch, focal, size), centre
 
 
-def make_photo(
-    spec: FigureSpec, pose_number: int, folder: Path, settings: MakerSettings, threads: int = 2
-) -> None:
+def make_photo(spec: FigureSpec, pose_number: int, folder: Path, settings: MakerSettings, threads: int = 2) -> None:
     """Renders one photo with its truth into ``folder`` (written last: truth.npz, so half-made folders are redone)."""
     body, shot = load_body(spec.body), spec.shots[pose_number]
     posed = stand(body, pose_of(body, shot.stance))
@@ -134,7 +132,9 @@ def make_photo(
         Image.fromarray(view).save(folder / "views" / f"az{azimuth:+04d}.png")
     other = stand(body, pose_of(body, spec.other))
     studio = Studio(dress_up(spec, other, settings.detail), shot.light, settings.view_samples, threads)
-    Image.fromarray(studio.shoot(view_camera(camera, centre, 0, settings.view_width))).save(folder / "views" / "other.png")
+    Image.fromarray(studio.shoot(view_camera(camera, centre, 0, settings.view_width))).save(
+        folder / "views" / "other.png"
+    )
     Image.fromarray(photo).save(folder / "photo.png")
     np.savez_compressed(
         folder / "truth.npz",

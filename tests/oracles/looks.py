@@ -112,7 +112,7 @@ def paint_skin(body: OracleBody, rest: Array, lips: Array, lids: Array, face: Fa
     along = np.clip((side - 0.012) / 0.040, 0, 1)
     line = 0.0195 + 0.008 * np.sin(np.pi * np.clip(along * 1.15, 0, 1)) - 0.005 * along
     inside = _fall(np.abs(along - 0.5), 0.44, 0.06) * (side > 0.010) * (side < 0.055) * (depth > -0.03)
-    brow = _fall(np.abs(height - line), 0.0030 - 0.0014 * along.mean() - 0.0010, 0.0030) * inside
+    brow = _fall(np.abs(height - line), 0.0026, 0.0030) * inside
     brow *= 0.8 + 0.2 * noise(rest, 0.006, seed + 2, (0.5, 2, 1))
     colours = _blend(colours, brow, face.brows)
     for joint in (body.joint("left_eye"), body.joint("right_eye")):
@@ -198,7 +198,7 @@ def _curtain(posed: PosedBody, bottom_m: float, opening: float, colour: Colour, 
     centre = np.array([0.0, -0.075])
     previous = np.full(columns, 0.0)
     rest = np.zeros((rows, columns, 3))
-    for row, height in enumerate(np.linspace(0.06, -bottom_m, rows)):
+    for row, height in enumerate(np.linspace(0.085, -bottom_m, rows)):
         near = np.abs(at[:, 1] - height) < 0.018
         reach = ((at[near][:, [0, 2]] - centre) @ direction.T).max(0) if near.any() else previous
         reach = np.minimum(reach, 0.108 + 0.045 * np.clip(np.cos(angle), 0, 1) ** 2)  # over the back, not the shoulders

@@ -257,10 +257,10 @@ def main() -> None:
     def paint(names: tuple[str, ...]) -> np.ndarray:
         with torch.no_grad():
             moved, still = (
-                model(pose_parameters=pose, facial_actions={name: torch.tensor([on]) for name in names})["rest_vertices"]
+                model(pose_parameters=pose, facial_actions={name: torch.tensor([on]) for name in names})
                 for on in (1.0, 0.0)
             )
-        size = (moved - still)[0].norm(dim=-1).numpy()
+        size = (moved["rest_vertices"] - still["rest_vertices"])[0].norm(dim=-1).numpy()
         return np.round(255 * size / size.max()).astype(np.uint8)
 
     step_m = 6e-5

@@ -173,7 +173,7 @@ class Studio:
         self._camera.data.lens = camera.focal_px / camera.height * 36.0
         rotation = camera.w2c[:3, :3]
         position = -rotation.T @ camera.w2c[:3, 3]
-        axes = _to_blender((rotation * np.array([[1], [-1], [-1]])))  # rows: right, up, back
+        axes = _to_blender(rotation * np.array([[1], [-1], [-1]]))  # rows: right, up, back
         matrix = np.eye(4)
         matrix[:3, :3], matrix[:3, 3] = axes.T, _to_blender(position)
         self._camera.matrix_world = self._mathutils.Matrix(matrix.tolist())

@@ -244,8 +244,8 @@ REPORTED: tuple[FigureSpec, ...] = (
         Face((0.27, 0.18, 0.135), (0.34, 0.17, 0.15), (0.10, 0.06, 0.04), (0.05, 0.04, 0.035)),
         "bun", (0.30, 0.29, 0.28),
         (
-            Garment("bottom", BLACK, (0.20, 0.75, 0.70), "side_stripe", 0.004, 0.004, leg=1.75, wrinkle_m=0.0012, rise_m=0.10,
-                    surface="shiny"),
+            Garment("bottom", BLACK, (0.20, 0.75, 0.70), "side_stripe", 0.004, 0.004, leg=1.75, wrinkle_m=0.0012,
+                    rise_m=0.10, surface="shiny"),
             SNEAKER,
             Garment("top", (0.16, 0.42, 0.68), (0.92, 0.92, 0.90), "logo", 0.005, 0.006, 0.0, hem_m=0.05,
                     neck_m=0.095, wrinkle_m=0.0015, over_m=0.011),
