@@ -8,7 +8,10 @@ import numba
 import numpy as np
 import scipy.sparse as sp
 from default_body_shape import local_row, spread
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
+from backend.human.bodyparts import closest_on_surface
 from blender_addon.shared.skeleton import FACIAL_ACTIONS, JOINT_NAMES
 
 VIEW_COUNT = 40  # directions from which a vertex may be seen
@@ -216,8 +219,8 @@ def tie_face(head: Head) -> tuple[sp.csr_matrix, np.ndarray, dict[str, np.ndarra
     renders with an open mouth, upper and lower apart by what jawOpen moves.
 
     Returns:
-        csr [468, V], error [468] (offset of the tied point from the landmark less the view's common shift, averaged over
-        shapes and pitches, rms over yaws, as a share of the height of the face), and pictures by name for inspection.
+        csr [468, V], error [468] (length of the mean offset of the tied point from the landmark over all views,
+        less each view's common shift, as a share of the height of the face), and pictures by name for inspection.
 
     Raises:
         RuntimeError: mediapipe finds no face on the renders.
@@ -225,12 +228,12 @@ def tie_face(head: Head) -> tuple[sp.csr_matrix, np.ndarray, dict[str, np.ndarra
     import mediapipe
 
     upper, lower = head.skin & (head.jaw_share < 0.5), head.skin & (head.jaw_share >= 0.5)
-    lips = {**dict.fromkeys(UPPER_LIP, upper), **dict.fromkeys(LOWER_LIP, lower)}
+    allowed = {**dict.fromkeys(UPPER_LIP, upper), **dict.fromkeys(LOWER_LIP, lower)}
     rng = np.random.default_rng(0)
     count = head.shape_dirs_m.shape[2]
     shapes = [np.zeros(count)] * 3 + list(0.7 * rng.standard_normal((5, count)))
     angles = [(yaw, pitch) for yaw in (-12.0, 0.0, 12.0) for pitch in (-5.0, 4.0)]
-    found: dict[bool, list[tuple[np.ndarray, np.ndarray, np.ndarray, View]]] = {False: [], True: []}
+    found: Found = {False: [], True: []}
     pictures: dict[str, np.ndarray] = {}
     options = {"static_image_mode": True, "refine_landmarks": True, "min_detection_confidence": 0.2}
     with mediapipe.solutions.face_mesh.FaceMesh(**options) as mesh:
@@ -244,12 +247,14 @@ def tie_face(head: Head) -> tuple[sp.csr_matrix, np.ndarray, dict[str, np.ndarra
                     marks = _detect(mesh, view.image)
                     if marks is None:
                         continue
-                    ids, weights = _hits(head, view, marks, lips if opened else {})
+                    ids, weights = _hits(head, view, marks, allowed if opened else {})
                     found[opened].append((marks, ids, weights, view))
                     pictures[f"{'open' if opened else 'closed'}_{s}_{yaw:.0f}_{pitch:.0f}"] = view.image
     if not found[False] or not found[True]:
         raise RuntimeError("mediapipe finds no face on the renders of the head")
-    rows, error = _agree(head, found, set(UPPER_LIP + LOWER_LIP + LIP_CORNERS))
+    lips = UPPER_LIP + LOWER_LIP + LIP_CORNERS
+    rows = _symmetric(head, _agree(head, found, set(lips)), np.isin(np.arange(FACE_POINTS), lips))
+    error = _tie_error(rows, found, np.isin(np.arange(FACE_POINTS), lips))
     lip_error = np.median(error[list(UPPER_LIP + LOWER_LIP)])
     print(
         f"face tie: {len(found[False])} + {len(found[True])} views, error as a share of the face's height: "
@@ -259,12 +264,17 @@ def tie_face(head: Head) -> tuple[sp.csr_matrix, np.ndarray, dict[str, np.ndarra
     return rows, error, pictures
 
 
-def _agree(
-    head: Head, found: dict[bool, list[tuple[np.ndarray, np.ndarray, np.ndarray, View]]], lips: set[int]
-) -> tuple[sp.csr_matrix, np.ndarray]:
-    """The surface point per landmark on which the views agree best, and how well."""
+Found = dict[bool, list[tuple[np.ndarray, np.ndarray, np.ndarray, View]]]
+
+
+def _rows(ids: np.ndarray, weights: np.ndarray, count: int) -> sp.csr_matrix:
+    rows = np.repeat(np.arange(len(ids)), 3)
+    return sp.coo_matrix((weights.ravel(), (rows, ids.ravel())), shape=(len(ids), count)).tocsr()
+
+
+def _agree(head: Head, found: Found, lips: set[int]) -> sp.csr_matrix:
+    """The surface point per landmark on which the views agree best."""
     ids, weights = np.zeros((FACE_POINTS, 3), int), np.zeros((FACE_POINTS, 3))
-    left: dict[bool, np.ndarray] = {opened: np.zeros((len(views), FACE_POINTS, 2)) for opened, views in found.items()}
     for n in range(FACE_POINTS):
         views = found[n in lips]
         heights = np.array([np.linalg.norm(marks[152] - marks[10]) for marks, _, _, _ in views])
@@ -273,21 +283,45 @@ def _agree(
         # Every view's point, seen in every view.
         tied = np.stack([(view.points_px[corners] * shares[..., None]).sum(1) for *_, view in views])
         off = (tied - np.array([marks[n] for marks, _, _, _ in views])[:, None]) / heights[:, None, None]
-        best = int(np.linalg.norm(off, axis=-1).mean(0).argmin())
+        # Close on average; the small second term settles ties in favour of points that are close in every view.
+        cost = np.linalg.norm(off.mean(0), axis=-1) + 0.2 * np.linalg.norm(off, axis=-1).mean(0)
+        best = int(cost.argmin())
         ids[n], weights[n] = corners[best], shares[best]
-        left[n in lips][:, n] = off[:, best]
+    return _rows(ids, weights, len(head.template_m))
+
+
+def _symmetric(head: Head, rows: sp.csr_matrix, lips: np.ndarray) -> sp.csr_matrix:
+    """Averages each point with the mirror image of its counterpart; lips on the open mouth, where they are apart."""
+    flip = np.array([-1.0, 1.0, 1.0])
+    skin = head.triangles[head.skin[head.triangles].all(1)]
+    opened = head.template_m + LIP_OPENING * head.actions_m[..., FACIAL_ACTIONS.index("jawOpen")]
+    result = rows.tolil()
+    for own, vertices in ((~lips, head.template_m), (lips, opened)):
+        numbers = np.flatnonzero(own)
+        points = (rows @ vertices)[numbers]
+        _, partner = linear_sum_assignment(cdist(points, points * flip))
+        paired = partner[partner] == np.arange(len(partner))
+        middle = 0.5 * (points + points[partner] * flip)
+        result[numbers[paired]] = closest_on_surface(middle[paired], vertices, skin)
+        print(f"face tie: {paired.sum()} of {len(paired)} points made symmetric")
+    return result.tocsr()
+
+
+def _tie_error(rows: sp.csr_matrix, found: Found, lips: np.ndarray) -> np.ndarray:
+    """Error of the tie [468]; see `tie_face`.
+
+    mediapipe's noise from view to view (0.5 % of the face) and its sliding over the skin with the yaw, which has the
+    opposite sign on the other side, are not the tie's and average away.
+    """
     error = np.zeros(FACE_POINTS)
     for opened, views in found.items():
-        own = np.array([(n in lips) == opened for n in range(FACE_POINTS)])
-        # A shift of all points of a view is mediapipe's, and the alignment of a photo takes it up. Its noise from view
-        # to view (0.5 % of the face) is averaged away; what slides over the skin with the yaw stays.
-        off = left[opened][:, own] - np.median(left[opened][:, own], axis=1, keepdims=True)
-        yaws = np.array([view.yaw_deg for *_, view in views])
-        mean = np.array([off[yaws == yaw].mean(0) for yaw in np.unique(yaws)])
-        error[own] = np.sqrt((mean**2).sum(-1).mean(0))
-    rows = np.repeat(np.arange(FACE_POINTS), 3)
-    matrix = sp.coo_matrix((weights.ravel(), (rows, ids.ravel())), shape=(FACE_POINTS, len(head.template_m))).tocsr()
-    return matrix, error
+        off = np.stack(
+            [(rows @ view.points_px - marks) / np.linalg.norm(marks[152] - marks[10]) for marks, _, _, view in views]
+        )
+        off -= np.median(off, axis=1, keepdims=True)
+        own = lips == opened
+        error[own] = np.linalg.norm(off.mean(0), axis=1)[own]
+    return error
 
 
 def sparse_row(dense: np.ndarray, samples_m: np.ndarray) -> np.ndarray:

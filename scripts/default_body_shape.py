@@ -278,6 +278,7 @@ def regress_joints(
         vertices_m: [N, V, 3] T-posed samples.
         joints_m: [N, 55, 3].
         weights: [V, 55].
+        mirror: [V] vertices' counterparts.
         pivot_m: [3] the jaw's pivot in the mean shape (the rig has no jaw bone to learn from).
 
     Returns:

@@ -75,15 +75,16 @@ def build_surface(source: Source) -> Arrays:
     vertices, joints = t_pose(source)
     template, shape_dirs, _ = shape_space(vertices, source.mirror)
     actions = source.actions_m
-    share, pivot = jaw_weights(
-        template, source.triangles, actions[..., FACIAL_ACTIONS.index("jawOpen")], source.mirror
-    )
+    share, pivot = jaw_weights(template, source.triangles, actions[..., FACIAL_ACTIONS.index("jawOpen")], source.mirror)
     regressor = regress_joints(vertices, joints, source.weights, source.mirror, pivot)
     weights = source.weights.copy()
     head, jaw = JOINT_NAMES.index("head"), JOINT_NAMES.index("jaw")
     weights[:, jaw] = weights[:, head] * share
     weights[:, head] -= weights[:, jaw]
     regions = regions_of(source, weights)
+    for side, region in (("left", Region.LEFT_EYE), ("right", Region.RIGHT_EYE)):
+        # Eyeballs turn rigidly; the source leaves up to 5 % of some of their vertices to the head.
+        weights[regions == region] = np.eye(len(JOINT_NAMES))[JOINT_NAMES.index(f"{side}_eye_smplhf")]
 
     skin = (regions == Region.HEAD) | (regions == Region.MOUTH)
     mouth = regions == Region.MOUTH
@@ -143,6 +144,7 @@ def build_marks(surface: Arrays, source: Source, pictures: Path) -> tuple[Arrays
     lips[: len(source.data["lips"])] = source.data["lips"] > 0.3
     eyes = (regions == Region.LEFT_EYE) | (regions == Region.RIGHT_EYE)
     outer = seen_from_outside(template, surface["triangles"]) & (mouth == 0)
+    outer |= outer[surface["mirror"]]  # pixels round differently on the two sides
     regressor = sp.csr_matrix(surface["joint_regressor"])
     centres = (regressor @ template)[[JOINT_NAMES.index(f"{side}_eye_smplhf") for side in ("left", "right")]]
     skin = (regions == Region.HEAD) & outer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
+from scipy.spatial import cKDTree
 
 from backend.human.lbs import TwistBones
 from blender_addon.shared.skeleton import JOINT_NAMES
@@ -105,4 +106,35 @@ def mean_row(vertices: np.ndarray, count: int) -> sp.csr_matrix:
     return sp.csr_matrix((np.full(len(ids), 1.0 / len(ids)), (np.zeros(len(ids), int), ids)), shape=(1, count))
 
 
-__all__ = ["TWIST_NAMES", "WEIGHT_UNIT", "hand_keypoint_rows", "mean_row", "quantise_weights", "twist_bones"]
+def closest_on_surface(points_m: np.ndarray, vertices_m: np.ndarray, triangles: np.ndarray) -> sp.csr_matrix:
+    """Rows [P, V] that give the surface point closest to each point, among triangles round its three nearest vertices.
+
+    Args:
+        points_m: [P, 3].
+        vertices_m: [V, 3].
+        triangles: [T, 3] candidates.
+    """
+    used = np.unique(triangles)
+    _, nearest = cKDTree(vertices_m[used]).query(points_m, k=3)
+    rows = sp.lil_matrix((len(points_m), len(vertices_m)))
+    for n, point in enumerate(points_m):
+        near = triangles[np.isin(triangles, used[nearest[n]]).any(1)]
+        corner = vertices_m[near]
+        edges = np.stack([corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]], -1)
+        inside = np.einsum("tkc,tc->tk", np.linalg.pinv(edges), point - corner[:, 0])
+        shares = np.clip(np.concatenate([1.0 - inside.sum(1, keepdims=True), inside], 1), 0.0, None)
+        shares /= shares.sum(1, keepdims=True)
+        best = int(np.linalg.norm((shares[..., None] * corner).sum(1) - point, axis=1).argmin())
+        rows[n, near[best]] = shares[best]
+    return rows.tocsr()
+
+
+__all__ = [
+    "TWIST_NAMES",
+    "WEIGHT_UNIT",
+    "closest_on_surface",
+    "hand_keypoint_rows",
+    "mean_row",
+    "quantise_weights",
+    "twist_bones",
+]
