@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from backend.human.face_rig import IRIS, eyeball_of, gaze_of
 from backend.human.head_skin import Sheet, tile_triangles
-from backend.human.head_view import INNER_LIPS, LEFT_LIDS, RIGHT_LIDS, HeadView, sample
+from backend.human.head_view import LEFT_LIDS, RIGHT_LIDS, HeadView, mouth_opening, sample
 from backend.human.head_warp import PhotoFrame, pixels
 from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal
@@ -17,7 +17,6 @@ from backend.splats.bound import BoundSplats, Kind, bind_points
 
 EYE_GAUSSIANS = 1400
 EYE_REACH = -0.45  # cosine of the angle from the pole up to which the eyeball is covered
-OPEN_MOUTH = 0.012  # lips farther apart than this share of the face height show the inside of the mouth
 TEETH_COLOUR = np.array([0.84, 0.79, 0.72])
 GUM_COLOUR = np.array([0.62, 0.36, 0.35])
 CAVITY_COLOUR = np.array([0.19, 0.06, 0.06])
@@ -190,17 +189,16 @@ def _seen_teeth(
     nothing = TEETH_COLOUR, np.zeros((n, 3)), np.zeros(n)
     if not personal.has_face:
         return nothing
-    gap = np.linalg.norm(view.landmarks_px[13, :2] - view.landmarks_px[14, :2])
-    if gap < OPEN_MOUTH * view.face_height_px:
+    mouth = mouth_opening(view)
+    if mouth is None:
         return nothing
-    mouth = cv2.erode(view.polygon(INNER_LIPS), np.ones((3, 3), np.uint8))
-    shown = view.image[mouth > 0]
+    shown = view.image[mouth]
     bright = shown[shown.mean(axis=1) > np.percentile(shown.mean(axis=1), 60)] if len(shown) > 100 else shown[:0]
     tone = np.median(bright, axis=0) if len(bright) > 40 and bright.mean() > 0.5 else TEETH_COLOUR
     uv = pixels(sheet.points(frame.to_camera(personal.photo_rest_m().astype(np.float64)), body.triangles), view.camera)
     photo = sample(view.image, uv)
     light = np.clip((photo.mean(axis=1) - 0.3) / 0.2, 0, 1)
-    return tone, photo, 0.85 * light * (sample(mouth, uv) > 0.9)
+    return tone, photo, 0.85 * light * (sample(mouth.astype(np.float32), uv) > 0.9)
 
 
 def _tooth_pattern(points_m: np.ndarray, tone: np.ndarray, *, is_upper: bool) -> np.ndarray:

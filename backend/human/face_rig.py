@@ -180,9 +180,26 @@ def place_teeth(
     middle = [13, 14]
     old, new = (tie[middle] @ v for v in (before_m, rest_m))
     corners = [78, 308]
-    width = np.linalg.norm(np.diff(tie[corners] @ rest_m, axis=0)) / np.linalg.norm(np.diff(tie[corners] @ before_m, axis=0))
-    scale = np.array([np.clip(width, *scale_limits), 1, 1])
+    wide, narrow = (np.linalg.norm(np.diff(tie[corners] @ v, axis=0)) for v in (rest_m, before_m))
+    scale = np.array([np.clip(wide / narrow, *scale_limits), 1, 1])
     out = rest_m.copy()
     chosen = np.isin(body.regions, [Region.UPPER_TEETH, Region.LOWER_TEETH])
     out[chosen] = (before_m[chosen] - old.mean(axis=0)) * scale + new.mean(axis=0)
     return out
+
+
+def lengthen_teeth(rest_m: np.ndarray, body: BodyModel, lowest_y_m: float, most: float = 1.8) -> None:
+    """Stretch the upper teeth down to where the photo's smile shows their edge. In place.
+
+    Args:
+        rest_m: [V, 3] neutral vertices with placed teeth.
+        body: The body model.
+        lowest_y_m: Rest height of the edge on the photo.
+        most: Upper limit of the stretch.
+    """
+    upper = body.regions == Region.UPPER_TEETH
+    if not upper.any():
+        return
+    y = rest_m[upper, 1]
+    stretch = np.clip((y.max() - lowest_y_m) / np.ptp(y), 1.0, most)
+    rest_m[upper, 1] = y.max() + (y - y.max()) * stretch

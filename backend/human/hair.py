@@ -14,9 +14,10 @@ from scipy.spatial import cKDTree
 from backend.human.hair_colour import HairLook, colour_hair, strand_directions
 from backend.human.head_fit import EYES, SKULL_JOINTS
 from backend.human.head_view import HeadView, sample
-from backend.human.head_warp import PhotoFrame, ear_vertices, pixels
+from backend.human.head_warp import PhotoFrame, ear_vertices, hidden_ears, pixels
 from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal, head_triangles
+from backend.human.zbuffer import depth_buffer
 from backend.perception.people import Person
 from backend.splats.bound import BoundSplats, Kind, bind_points
 
@@ -26,6 +27,16 @@ RAYS = 180
 LARGEST_EXCESS_M = 0.09
 STILL_M = 0.0008
 """Hair hangs on triangles that no facial action moves by more than this."""
+
+
+@dataclass(frozen=True)
+class Ear:
+    """Extent of one ear in rest space (m) and whether hair hides it on the photo."""
+
+    front_m: float
+    back_m: float
+    top_m: float
+    hidden: bool
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,8 @@ class Skull:
         eyes_m: [3] between the eyes; chin_y_m the chin's tip; unit_m the distance of the eyes.
         chin_y_m: Height.
         unit_m: Length.
-        ear_front_m: z of the ears' front edge.
+        ears: Left and right ear.
+        depth_m: [S, S] depth of the person without hair in the crop.
     """
 
     centre_m: np.ndarray
@@ -52,7 +64,8 @@ class Skull:
     eyes_m: np.ndarray
     chin_y_m: float
     unit_m: float
-    ear_front_m: float
+    ears: tuple[Ear, Ear]
+    depth_m: np.ndarray
 
     def radius(self, directions: np.ndarray) -> np.ndarray:
         """[N] distance of the skin in unit directions [N, 3]."""
@@ -63,6 +76,13 @@ class Skull:
     def to_camera(self, points_m: np.ndarray) -> np.ndarray:
         """Rest points [N, 3] in the camera."""
         return points_m @ self.turn.T + self.shift_m
+
+    def shows(self, points_m: np.ndarray, view: HeadView) -> tuple[np.ndarray, np.ndarray]:
+        """Whether rest points [N, 3] lie in front of the bare person [N], and their pixels [N, 2]."""
+        camera = self.to_camera(points_m)
+        uv = pixels(camera, view.camera)
+        cell = np.clip(uv.astype(int), 0, self.depth_m.shape[0] - 1)
+        return camera[:, 2] < self.depth_m[cell[:, 1], cell[:, 0]] + 0.002, uv
 
 
 @dataclass(frozen=True)
@@ -142,7 +162,7 @@ def hair_splats(
         personal: The personalised head.
         frame: Rest space to the camera.
     """
-    skull = _skull(body, personal, frame)
+    skull = _skull(view, body, personal, frame)
     area = float((view.hair > 0.5).sum()) / (np.pi * (0.4 * view.face_height_px) ** 2)
     if area < 0.05:  # bald
         return _no_hair(skull)
@@ -163,13 +183,13 @@ def _no_hair(skull: Skull) -> HairShell:
     return HairShell(empty, skull.centre_m, three, zero, np.zeros(3))
 
 
-def _skull(body: BodyModel, personal: Personal, frame: PhotoFrame) -> Skull:
+def _skull(view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame) -> Skull:
     rest = personal.vertices_m.astype(np.float64)
     weight = body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1)
     eyes = personal.joints_m[list(EYES)]
     unit = float(np.linalg.norm(eyes[0] - eyes[1]))
     chin = float((body.face_landmarks[[152]] @ rest)[0, 1])
-    ears = ear_vertices(body, rest, personal.joints_m)
+    ears = ear_vertices(body)
     head = (weight > 0.5) & (body.regions == Region.HEAD) & body.outer
     centre = np.array([eyes[:, 0].mean(), eyes[:, 1].mean() + 0.47 * unit, 0.0])
     centre[2] = (rest[head, 2].max() - 0.5 * unit + rest[head, 2].min()) / 2
@@ -179,6 +199,10 @@ def _skull(body: BodyModel, personal: Personal, frame: PhotoFrame) -> Skull:
     arms = rest[on & body.outer & (ears == 0) & (body.regions <= Region.HEAD)] - centre
     radii = np.linalg.norm(arms, axis=1)
     rigid = weight > 0.97
+    posed = frame.to_camera(personal.photo_rest_m().astype(np.float64))
+    size = view.mask.shape[0]
+    solid = body.triangles[body.outer[body.triangles].all(axis=1)]
+    hidden = hidden_ears(view, posed, ears) if personal.has_face else (True, True)
     return Skull(
         centre_m=centre,
         directions=arms / radii[:, None],
@@ -188,8 +212,13 @@ def _skull(body: BodyModel, personal: Personal, frame: PhotoFrame) -> Skull:
         eyes_m=eyes.mean(axis=0),
         chin_y_m=chin,
         unit_m=unit,
-        ear_front_m=float(rest[ears != 0, 2].max()) if (ears != 0).any() else float(centre[2]),
+        ears=tuple(_ear(rest[ears == side], covered) for side, covered in zip((1, -1), hidden, strict=True)),
+        depth_m=depth_buffer(pixels(posed, view.camera), posed[:, 2], solid, size, size).depth_m,
     )
+
+
+def _ear(points_m: np.ndarray, hidden: bool) -> Ear:
+    return Ear(float(points_m[:, 2].max()), float(points_m[:, 2].min()), float(points_m[:, 1].max()), hidden)
 
 
 def _outline(view: HeadView, skull: Skull) -> Outline:
@@ -279,8 +308,8 @@ def _one_shell(
     outward = thickness * (share + jitter * abs(rng.standard_normal(count))) + 0.002
     hidden = (directions @ skull.turn.T)[:, 2] > -0.1
     for _ in range(8):  # hair behind the head must not stick out beside it on the photo
-        points = skull.centre_m + directions * (skin + outward)[:, None]
-        out = hidden & (sample(view.mask, pixels(skull.to_camera(points), view.camera)) < 0.4)
+        shown, uv = skull.shows(skull.centre_m + directions * (skin + outward)[:, None], view)
+        out = hidden & shown & (sample(view.hair, uv) < 0.5)
         outward = np.where(out, 0.8 * outward - 0.0005, outward)
     points = skull.centre_m + directions * (skin + np.maximum(outward, 0.001))[:, None]
     spacing = np.sqrt(4 * np.pi / count) * (skin + outward)
@@ -311,21 +340,25 @@ def _lower_edge(skull: Skull, outline: Outline, x_m: np.ndarray) -> np.ndarray:
 
 
 def _keep(view: HeadView, skull: Skull, outline: Outline, strands: Strands) -> Strands:
-    """Drop points over bare skin: seen ones by the hair label, hidden ones below the nape or in front of the ears."""
-    points = skull.to_camera(strands.positions_m)
-    uv = pixels(points, view.camera)
-    facing = _facing(skull, points, strands.normals)
+    """Drop points over bare skin: what the photo would show must carry its hair label, the rest obeys anatomy."""
+    shown, uv = skull.shows(strands.positions_m, view)
     label, mask = sample(view.hair, uv), sample(view.mask, uv)
+    return strands.select(np.where(shown, label > 0.5, _may_have_hair(skull, outline, strands)) & (mask > 0.3))
+
+
+def _may_have_hair(skull: Skull, outline: Outline, strands: Strands) -> np.ndarray:
+    """[N] bool for points the photo does not show: above the nape and behind the ears, or where the rim beside has hair."""
     x, y, z = strands.positions_m.T
-    behind = z < skull.ear_front_m - 0.08 * skull.unit_m
-    hidden = (y > _lower_edge(skull, outline, x)) & (behind | (y > skull.eyes_m[1] + 0.5 * skull.unit_m))
-    return strands.select(np.where(facing > 0.05, label > 0.5, hidden) & (mask > 0.3))
-
-
-def _facing(skull: Skull, camera_points_m: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """[N] n.v of rest normals seen from the camera."""
-    toward = -camera_points_m / np.linalg.norm(camera_points_m, axis=1, keepdims=True)
-    return ((normals @ skull.turn.T) * toward).sum(axis=1)
+    left, right = skull.ears
+    pick = np.where(x > skull.centre_m[0], 0, 1)
+    front, back, top, hidden = (np.array([getattr(e, n) for e in (left, right)])[pick] for n in ("front_m", "back_m", "top_m", "hidden"))
+    limit = np.where(hidden.astype(bool) | (y > top), front - 0.08 * skull.unit_m, back + 0.15 * skull.unit_m)
+    in_camera = strands.directions @ skull.turn.T
+    across = in_camera[:, 0] ** 2 + in_camera[:, 1] ** 2
+    rim = np.interp(np.arctan2(in_camera[:, 1], in_camera[:, 0]), outline.thetas, outline.excess_m, period=2 * np.pi)
+    beside = (rim > 0.002) & (across > 0.6) & (z < skull.eyes_m[2] - 0.3 * skull.unit_m) & hidden.astype(bool)
+    allowed = (z < limit) | (y > skull.eyes_m[1] + 0.5 * skull.unit_m) | beside
+    return allowed & ((y > _lower_edge(skull, outline, x)) | beside)
 
 
 def _bound(

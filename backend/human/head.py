@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -17,6 +17,7 @@ from backend.human.face_rig import (
     fit_eyeball,
     gaze_actions,
     gaze_of,
+    lengthen_teeth,
     place_teeth,
     set_blink,
     set_looks,
@@ -35,7 +36,7 @@ from backend.human.head_fit import (
     place_head,
 )
 from backend.human.head_skin import skin_splats
-from backend.human.head_view import HeadView, head_view, paste
+from backend.human.head_view import HeadView, head_view, paste, teeth_edge_row
 from backend.human.head_warp import (
     PhotoFrame,
     WarpSettings,
@@ -210,7 +211,7 @@ def _bend(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Neutral rest vertices with closed mouth [V, 3] and those of the photo's face [V, 3]; eyeballs follow later."""
     expression = np.tensordot(placed.actions, offsets, axes=1)
-    ears = ear_vertices(body, placed.rest_m, placed.joints_m)
+    ears = ear_vertices(body)
     before = placed.rest_m + expression
     warp = warp_to_photo(view, body, before, frame, placed.weight, ears, settings)
     hidden = hidden_ears(view, frame.to_camera(before + warp), ears)
@@ -233,6 +234,9 @@ def _finish(
     """Eyeballs, teeth, blink and looks; everything else between neutral and photo becomes the photo offset."""
     joints = placed.joints_m.copy()
     neutral = place_teeth(neutral, placed.rest_m, body)
+    row = teeth_edge_row(view)
+    if row is not None:
+        lengthen_teeth(neutral, body, _height_of_row(view, body, frame, neutral, row))
     eyes: list[Eyeball] = []
     turn = frame.linear[body.regions == Region.LEFT_EYE].mean(axis=0)
     for region, joint in zip(IRIS, EYES, strict=True):
@@ -267,4 +271,17 @@ def _finish(
     )
 
 
-__all__ = ["HeadSettings", "head_splats", "personalise_head", "replace"]
+def _height_of_row(
+    view: HeadView, body: BodyModel, frame: PhotoFrame, rest: np.ndarray, row_px: float
+) -> float:
+    """Rest height (m) at which the front of the upper teeth crosses a row of the crop."""
+    upper = np.flatnonzero(body.regions == Region.UPPER_TEETH)
+    if not len(upper):
+        return np.inf
+    front = upper[rest[upper, 2] > np.percentile(rest[upper, 2], 70)]
+    rows = pixels(frame.to_camera(rest)[front], view.camera)[:, 1]
+    slope, offset = np.polyfit(rows, rest[front, 1], 1)
+    return float(slope * row_px + offset)
+
+
+__all__ = ["HeadSettings", "head_splats", "personalise_head"]

@@ -15,6 +15,7 @@ from scipy.sparse.linalg import splu
 
 from backend.human.hair import HairShell
 from backend.human.head_fit import HEAD, SKULL_JOINTS
+from backend.human.head_warp import vertex_normals
 from backend.human.head_view import FACE_OVAL, INNER_LIPS, LEFT_LIDS, RIGHT_LIDS, HeadView, lab_distance, sample
 from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal
@@ -27,6 +28,9 @@ SEEN_WEIGHT, MIRRORED_WEIGHT, PRIOR_WEIGHT = 400.0, 25.0, 2.0
 """Weights of seen, mirrored and median colours in the harmonic fill; edges weigh 1 / length (prototype)."""
 SHADING_POWER = 0.6
 """Share of the fitted shading that the fill keeps: none looks flat, all of it exaggerates a studio light."""
+
+CAVITY_M = 0.006
+"""A vertex whose neighbours rise this far above it would be black (ears have 1 to 2 mm)."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ def colour_skin(
     cloth = _cloth(view, body, seen, photo, trust, neck, to_vertices)
     inner = ~body.outer[body.triangles[sheet.triangles]].any(axis=1)
     trust[inner] = 0
-    skin_like = lab_distance(photo, view.skin_colour, lightness=0.5) < np.where(_outside_oval(view, seen), 19, 40)
-    shade = _shading(view, seen, photo, trust * skin_like * ~cloth) ** SHADING_POWER
+    skin_like = lab_distance(photo, view.skin_colour, lightness=0.5) < np.where(_outside_oval(view, seen), 19, 24)
     usable = trust * skin_like * ~cloth
+    shade = _shading(view, seen, photo, usable) ** SHADING_POWER * _cavities(body, personal, to_vertices)
     fill = _harmonic(to_vertices, body, usable, photo / shade[:, None], view.skin_colour * 0.94) * shade[:, None]
     cloth_seen = trust * cloth
     if cloth.any():
@@ -146,7 +150,9 @@ def _cloth(
     evidence = np.clip(far + 0.35 * label - 0.35 * bare, 0, 1) * neck
     skull = body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1) > 0.97
     known = (body.regions == Region.HEAD) & skull & (np.asarray(to_vertices.sum(axis=0)).ravel() > 0)
-    weight = trust * neck
+    # a shadow under the chin has lost its hue: only the label can call it cloth
+    shadow = (photo.mean(axis=1) < 0.4 * view.skin_colour.mean()) & (label < 0.5)
+    weight = trust * neck * ~shadow
     field = _harmonic(
         to_vertices, body, weight, evidence[:, None], np.array([0.0]), prior=1e-3, fixed=known & ~_below(body, neck, to_vertices)
     )[:, 0]
@@ -224,9 +230,24 @@ def _shading(view: HeadView, seen: Seen, photo: np.ndarray, weight: np.ndarray) 
     return np.clip(basis @ factors / np.median(basis[chosen] @ factors), 0.6, 1.12)
 
 
+def _cavities(body: BodyModel, personal: Personal, to_vertices: sp.csr_matrix) -> np.ndarray:
+    """[N] darkening of folds, as between ear and skull, from how far the neighbours rise above a vertex."""
+    vertices = personal.vertices_m.astype(np.float64)
+    t = body.triangles
+    edges = np.vstack([t[:, [0, 1]], t[:, [1, 2]], t[:, [2, 0]]])
+    edges = np.vstack([edges, edges[:, ::-1]])
+    n = len(vertices)
+    graph = sp.coo_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(n, n)).tocsr()
+    degree = np.maximum(np.asarray(graph.sum(axis=1)).ravel(), 1)[:, None]
+    rise = ((graph @ vertices / degree - vertices) * vertex_normals(vertices, t)).sum(axis=1)
+    rise = rise / CAVITY_M
+    rise = 0.5 * rise + 0.5 * (graph @ rise) / degree[:, 0]
+    return 1 - np.clip(to_vertices @ rise, -0.05, 0.4)
+
+
 def _grain(count: int) -> np.ndarray:
     """[N, 1] faint brightness noise, so that filled skin does not look like plastic."""
-    return 1 + 0.012 * np.random.default_rng(5).standard_normal((count, 1))
+    return 1 + 0.006 * np.random.default_rng(5).standard_normal((count, 1))
 
 
 __all__ = ["HEAD", "SkinColours", "colour_skin"]

@@ -20,8 +20,8 @@ JAW = JOINT_NAMES.index("jaw")
 EYES = (JOINT_NAMES.index("left_eye_smplhf"), JOINT_NAMES.index("right_eye_smplhf"))
 SKULL_JOINTS = (HEAD, JAW, *EYES)
 
-TIE_LIMIT = 0.007
-"""Landmark ties with a larger error (share of the face height) are ignored: 6 px at 800 px in the prototype."""
+TIE_LIMIT = 0.011
+"""Landmark ties with a larger error (share of the face height) are ignored: keeps 95 % of the default body's."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class HeadFitSettings:
     coupling: float = 8.0  # left and right actions
     shape_penalty: float = 1.0
     shape_directions: int = 10
-    depth_sigma_m: float = 0.02  # the neck has to meet the head
-    log_scale_sigma: float = 0.08
+    feature_penalty: float = 2.0  # per mm: small differences are the person's, large ones the expression's
+    depth_sigma_m: float = 0.03  # the neck has to meet the head
+    log_scale_sigma: float = 0.06
     prior_weight: float = 5.0
     smallest_action: float = 0.03
-    evaluations: int = 25
+    evaluations: int = 30
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,36 @@ def head_shape_basis(body: BodyModel, count: int) -> np.ndarray:
     return basis - basis[on_head].mean(axis=0)
 
 
+INNER_FEATURES = (33, 133, 159, 145, 105, 107, 70, 98, 61, 40, 91, 205)
+OUTER_FEATURES = (50, 172, 127, 234, 67)
+MIDDLE_FEATURES = (4, 168, 0, 17, 152, 10)
+
+
+def feature_basis(body: BodyModel, rest_m: np.ndarray) -> np.ndarray:
+    """Local directions of identity: symmetric bumps round the features of the face, across and along the face.
+
+    The model's own shape numbers carry little identity (0.06 to 0.6 mm each), and actions must not stand in for it.
+
+    Args:
+        body: The body model.
+        rest_m: [V, 3] rest vertices.
+
+    Returns:
+        [V, 3, B] metres per millimetre of the bump's height, that is 1e-3 at its top.
+    """
+    unit = np.ptp(body.face_landmarks[[10, 152]] @ rest_m, axis=0)[1]
+    fields = []
+    for features, reach in ((INNER_FEATURES, 0.10), (OUTER_FEATURES, 0.22), (MIDDLE_FEATURES, 0.12)):
+        for centre in body.face_landmarks[list(features)] @ rest_m:
+            near = np.exp(-0.5 * (((rest_m - centre) / (reach * unit)) ** 2).sum(axis=1))
+            other = np.exp(-0.5 * (((rest_m - centre * [-1, 1, 1]) / (reach * unit)) ** 2).sum(axis=1))
+            across, along = np.zeros((2, *rest_m.shape))
+            across[:, 0] = near - other
+            along[:, 1] = np.maximum(near, other) if features is MIDDLE_FEATURES else near + other
+            fields += [along] if features is MIDDLE_FEATURES else [across, along]
+    return 1e-3 * np.stack(fields, axis=2)
+
+
 def place_head(
     landmarks_px: np.ndarray,
     body: BodyModel,
@@ -119,7 +150,7 @@ def place_head(
     """
     rows = good_landmarks(body)
     tie = body.face_landmarks[rows]
-    basis = head_shape_basis(body, settings.shape_directions)
+    basis = np.concatenate([head_shape_basis(body, settings.shape_directions), feature_basis(body, rest_m)], axis=2)
     use = fitted_actions()
     mean = tie @ (rest_m - head_joint_m)
     shape = np.stack([tie @ basis[..., k] for k in range(basis.shape[2])], axis=-1)
@@ -157,6 +188,8 @@ class _LandmarkProblem:
         self.mean, self.shape, self.action, self.target = mean, shape, action, target
         self.camera, self.depth, self.settings = camera, depth, settings
         self.px_per_mm = camera.fy / depth * 1e-3
+        self.identity_penalty = np.full(shape.shape[2], settings.feature_penalty)
+        self.identity_penalty[: settings.shape_directions] = settings.shape_penalty
         names = [FACIAL_ACTIONS[i] for i in use]
         self.penalty = np.array([_penalty(n, settings) for n in names])
         pairs = [(n, n[:-4] + "Right") for n in names if n.endswith("Left") and n not in ("jawLeft", "mouthLeft")]
@@ -173,14 +206,13 @@ class _LandmarkProblem:
 
     def residuals(self, x: np.ndarray) -> np.ndarray:
         s, k = self.settings, self.shape.shape[2]
-        r = (self.project(x) - self.target) / self.px_per_mm
-        r = r / (1 + (r / s.soft_clip_mm) ** 2) ** 0.25
+        r = self._clipped((self.project(x) - self.target) / self.px_per_mm)
         actions = x[7 + k :]
         return np.concatenate(
             [
                 r.ravel(),
                 s.coupling * (actions[self.left] - actions[self.right]),
-                s.shape_penalty * x[7 : 7 + k],
+                self.identity_penalty * x[7 : 7 + k],
                 np.sqrt(actions + 1e-4) * self.penalty,
                 [
                     s.prior_weight * (x[5] - self.depth) / s.depth_sigma_m,
@@ -188,6 +220,35 @@ class _LandmarkProblem:
                 ],
             ]
         )
+
+    def jacobian(self, x: np.ndarray) -> np.ndarray:
+        s, k, n = self.settings, self.shape.shape[2], self.action.shape[2]
+        c = self.camera
+        turn = np.exp(x[6]) * Rotation.from_rotvec(x[:3]).as_matrix()
+        points = self.mean + self.shape @ x[7 : 7 + k] + self.action @ x[7 + k :]
+        q = points @ turn.T
+        by_turn = [(np.exp(x[6]) * points @ _nudged(x[:3], i).T - q) / _NUDGE for i in range(3)]
+        moves = [np.stack(by_turn, axis=2), np.broadcast_to(np.eye(3), (len(q), 3, 3)), q[:, :, None]]
+        dq = np.concatenate([*moves, turn @ self.shape, turn @ self.action], axis=2)
+        q = q + x[3:6]
+        focal = np.array([c.fx, c.fy])[:, None]
+        along = (q[:, :2] / q[:, 2:])[:, :, None] * dq[:, 2:3]
+        dp = (dq[:, :2] - along) * focal / q[:, 2][:, None, None] / self.px_per_mm
+        r = (self.project(x) - self.target) / self.px_per_mm
+        u = (r / s.soft_clip_mm) ** 2
+        dp *= ((1 + u) ** -0.25 - 0.5 * u * (1 + u) ** -1.25)[:, :, None]
+        pairs = np.zeros((len(self.left), 7 + k + n))
+        rows = np.arange(len(self.left))
+        pairs[rows, 7 + k + np.array(self.left)] = s.coupling
+        pairs[rows, 7 + k + np.array(self.right)] = -s.coupling
+        own = np.zeros((k + n + 2, 7 + k + n))
+        own[np.arange(k), 7 + np.arange(k)] = self.identity_penalty
+        own[k + np.arange(n), 7 + k + np.arange(n)] = 0.5 * self.penalty / np.sqrt(x[7 + k :] + 1e-4)
+        own[k + n, 5], own[k + n + 1, 6] = s.prior_weight / s.depth_sigma_m, s.prior_weight / s.log_scale_sigma
+        return np.concatenate([dp.reshape(-1, dp.shape[2]), pairs, own])
+
+    def _clipped(self, r: np.ndarray) -> np.ndarray:
+        return r / (1 + (r / self.settings.soft_clip_mm) ** 2) ** 0.25
 
     def solve(self, rotation: np.ndarray, origin: np.ndarray) -> np.ndarray:
         k, n = self.shape.shape[2], self.action.shape[2]
@@ -200,9 +261,19 @@ class _LandmarkProblem:
         low = np.r_[np.full(6, -np.inf), np.log(0.78), np.full(k, -np.inf), np.full(n, -1e-9)]
         high = np.r_[np.full(6, np.inf), np.log(1.28), np.full(k, np.inf), np.ones(n)]
         fit = least_squares(
-            self.residuals, start, bounds=(low, high), max_nfev=self.settings.evaluations, x_scale="jac"
+            self.residuals, start, self.jacobian, (low, high), max_nfev=self.settings.evaluations, x_scale="jac"
         )
         return fit.x
+
+
+_NUDGE = 1e-6
+
+
+def _nudged(rotvec: np.ndarray, axis: int) -> np.ndarray:
+    """Rotation matrix [3, 3] with one component of its vector increased by `_NUDGE`."""
+    moved = rotvec.copy()
+    moved[axis] += _NUDGE
+    return Rotation.from_rotvec(moved).as_matrix()
 
 
 def _penalty(name: str, settings: HeadFitSettings) -> float:

@@ -77,6 +77,33 @@ class HeadView:
         return cv2.GaussianBlur(out, (0, 0), blur_px) if blur_px > 0 else out
 
 
+OPEN_MOUTH = 0.012
+"""Lips farther apart than this share of the face height show the inside of the mouth."""
+
+
+def mouth_opening(view: HeadView) -> np.ndarray | None:
+    """[S, S] bool mask of what the photo shows between the lips, or None where the mouth is closed."""
+    if not len(view.landmarks_px):
+        return None
+    gap = np.linalg.norm(view.landmarks_px[13, :2] - view.landmarks_px[14, :2])
+    if gap < OPEN_MOUTH * view.face_height_px:
+        return None
+    return cv2.erode(view.polygon(INNER_LIPS), np.ones((3, 3), np.uint8)) > 0
+
+
+def teeth_edge_row(view: HeadView) -> float | None:
+    """Row (px) of the lower edge of the teeth that a smile shows in its middle third, or None."""
+    mouth = mouth_opening(view)
+    if mouth is None or mouth.sum() < 100:
+        return None
+    light = view.image.mean(axis=2)
+    bright = mouth & (light > max(0.45, 0.62 * np.percentile(light[mouth], 90)))
+    columns = np.flatnonzero(mouth.any(axis=0))
+    middle = slice(columns[len(columns) // 3], columns[2 * len(columns) // 3])
+    rows = [np.flatnonzero(c).max() for c in bright[:, middle].T if c.any()]
+    return float(np.median(rows) + 1) if len(rows) > 5 else None
+
+
 def sample(field: np.ndarray, uv_px: np.ndarray) -> np.ndarray:
     """Bilinear values of an image [H, W] or [H, W, C] at points [N, 2] (pixel centres at +0.5)."""
     at = [uv_px[:, 1] - 0.5, uv_px[:, 0] - 0.5]
@@ -167,9 +194,11 @@ def face_hair(
     size, half = image.shape[0], image.shape[0] // 2
     inside = mask > 0.5
     seeds, face, below_brow = _hair_seeds(image, inside, labelled, landmarks_px, face_height_px)
-    small = cv2.resize((image * 255).astype(np.uint8), (half, half), interpolation=cv2.INTER_AREA)
-    skin = np.median((image[face & below_brow] * 255), axis=0)
-    small[cv2.resize(inside.astype(np.uint8), (half, half), interpolation=cv2.INTER_NEAREST) == 0] = skin
+    skin = np.median(image[face & below_brow], axis=0)
+    # everything that is surely not hair looks like skin to the cut: no background, clothes, eyes or lips in its model
+    unlike = lab_distance(image, skin, lightness=0.5) > 20
+    painted = np.where((~inside | ((seeds == cv2.GC_BGD) & (unlike | ~face)))[..., None], skin, image)
+    small = cv2.resize((painted * 255).astype(np.uint8), (half, half), interpolation=cv2.INTER_AREA)
     cut = cv2.resize(seeds, (half, half), interpolation=cv2.INTER_NEAREST)
     if (cut == cv2.GC_FGD).sum() <= 50:
         return np.zeros((size, size), np.float32)
@@ -181,9 +210,20 @@ def face_hair(
     count, parts, stats, _ = cv2.connectedComponentsWithStats(hair)
     if count < 2:
         return np.zeros((size, size), np.float32)
-    keep = [i for i in range(1, count) if stats[i, 4] > 0.08 * stats[1:, 4].max()]
+    eye_row = landmarks_px[[33, 263], 1].mean() / 2  # the cut runs at half size; collars begin lower
+    keep = [i for i in range(1, count) if stats[i, 4] > 0.08 * stats[1:, 4].max() and stats[i, 1] < eye_row]
     hair = cv2.resize(np.isin(parts, keep).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     return (cv2.GaussianBlur(hair, (0, 0), 2) * mask).astype(np.float32)
+
+
+def _hanging(labelled: np.ndarray, landmarks_px: np.ndarray, face_height_px: float) -> np.ndarray:
+    """[S, S] bool: labelled hair that hangs from above the mouth down; dark clothes with hair's label do not."""
+    rows, columns = np.mgrid[: labelled.shape[0], : labelled.shape[1]]
+    near = labelled & (abs(columns - landmarks_px[152, 0]) < 0.8 * face_height_px)
+    solid = cv2.morphologyEx(near.astype(np.uint8), cv2.MORPH_OPEN, np.ones((11, 11), np.uint8))
+    _, parts = cv2.connectedComponents(solid)
+    above = np.unique(parts[(rows < landmarks_px[13, 1]) & (solid > 0)])
+    return np.isin(parts, above[above > 0])
 
 
 def _hair_seeds(
@@ -196,19 +236,22 @@ def _hair_seeds(
     rows, columns = np.mgrid[:size, :size]
     face = np.zeros((size, size), np.uint8)
     cv2.fillPoly(face, [landmarks_px[list(FACE_OVAL), :2].astype(np.int32)], 1)
-    near_face = cv2.dilate(face, np.ones((9, 9), np.uint8)) > 0
     face = face > 0
+    middle = landmarks_px[list(FACE_OVAL), :2].mean(axis=0)
+    shrunk = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(shrunk, [((landmarks_px[list(FACE_OVAL), :2] - middle) * 0.88 + middle).astype(np.int32)], 1)
     seeds = np.full((size, size), cv2.GC_BGD, np.uint8)
-    candidates = inside & ((rows < chin + 0.1 * face_height_px) | labelled)
-    seeds[candidates & ~near_face] = cv2.GC_PR_FGD
-    seeds[candidates & face & (rows < brow)] = cv2.GC_PR_BGD
+    aside = abs(columns - landmarks_px[152, 0]) > 0.28 * face_height_px
+    candidates = inside & ((rows < chin + 0.1 * face_height_px) | (_hanging(labelled, landmarks_px, face_height_px) & aside))
+    seeds[candidates & ~face] = cv2.GC_PR_FGD
+    seeds[candidates & face] = cv2.GC_PR_BGD
+    seeds[(shrunk > 0) & (rows > brow)] = cv2.GC_BGD
     deep = cv2.erode(inside.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
     crown = deep & (rows < top - 0.10 * face_height_px)
     skin = np.median(image[face & (rows > brow)], axis=0)
     unlike_skin = lab_distance(image, skin, lightness=0.5) > BALD_LAB
     if unlike_skin[crown].mean() > BALD_SHARE if crown.any() else False:
         seeds[crown & unlike_skin] = cv2.GC_FGD
-    seeds[face & (rows > brow)] = cv2.GC_BGD
     neck = inside & (rows > chin + 0.02 * face_height_px) & (abs(columns - landmarks_px[152, 0]) < 0.2 * face_height_px)
     seeds[neck] = cv2.GC_BGD
     return seeds, face, rows > brow

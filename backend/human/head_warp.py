@@ -90,18 +90,12 @@ def vertex_normals(vertices_m: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
 
-def ear_vertices(body: BodyModel, rest_m: np.ndarray, joints_m: np.ndarray) -> np.ndarray:
-    """[V] int8: +1 left ear, -1 right ear, 0 elsewhere; a box beside the skull in units of the eyes' distance."""
-    eyes = joints_m[list(EYES)]
-    unit = np.linalg.norm(eyes[0] - eyes[1])
-    local = (rest_m - eyes.mean(axis=0)) / unit
-    box = (
-        (abs(local[:, 0]) > 1.1)
-        & (local[:, 1] > -1.0)
-        & (local[:, 1] < 0.5)
-        & (local[:, 2] > -2.4)
-        & (local[:, 2] < -0.83)
-    )
+def ear_vertices(body: BodyModel) -> np.ndarray:
+    """[V] int8: +1 left ear, -1 right ear, 0 elsewhere; a box beside the template's skull in units of the eyes' distance."""
+    eyes = body.joints(body.template_m)[list(EYES)]
+    local = (body.template_m - eyes.mean(axis=0)) / np.linalg.norm(eyes[0] - eyes[1])
+    across, up, ahead = abs(local[:, 0]), local[:, 1], local[:, 2]
+    box = (across > 1.1) & (up > -1.0) & (up < 0.5) & (ahead > -2.4) & (ahead < -0.83)
     on_head = body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1) > 0.5
     return np.where(box & on_head, np.sign(local[:, 0]), 0).astype(np.int8)
 
