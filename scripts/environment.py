@@ -261,8 +261,10 @@ class Display:
 
     def text(self) -> str:
         """The current state in words."""
+        if not self._collected:
+            return "asking the package index"
         if not self._names:
-            return f"collecting package {self._collected}: {self._name}" if self._collected else "asking the package index"
+            return f"collecting package {self._collected}: {self._name}"
         site = [*self._folder.glob("lib/python*/site-packages"), self._folder / "Lib" / "site-packages"]
         present = {_canonical(path.name.split("-")[0]) for folder in site for path in folder.glob("*.dist-info")}
         names = [_canonical(name) for name in self._names]

@@ -12,10 +12,10 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 
 
 def main() -> int:
-    """Check the environment and the style, then run the tests.
+    """Check the environment and the style and run the tests, each one whatever the others say.
 
     Returns:
-        pytest's exit code, or that of the check that failed first.
+        0 if all pass, else the exit code of the first that failed.
     """
     arguments = sys.argv[1:]
     real_blender = "--real-blender" in arguments
@@ -24,12 +24,14 @@ def main() -> int:
     settings = environment.clean_environment() | ONE_THREAD
     if not real_blender:
         arguments = ["-m", "not gui", *arguments]
-    for command in (["pip", "check"], ["ruff", "check", "."], ["pytest", *arguments]):
+    failures: dict[str, int] = {}
+    for command in (["pip", "check"], ["ruff", "check", "--quiet", "."], ["pytest", *arguments]):
         print(f"--- {' '.join(command)}", flush=True)
         code = subprocess.call([python, "-m", *command], cwd=environment.ROOT, env=settings)
         if code:
-            return code
-    return 0
+            failures[command[0]] = code
+    print("--- " + (f"failed: {', '.join(failures)}" if failures else "all passed"))
+    return next(iter(failures.values()), 0)
 
 
 if __name__ == "__main__":
