@@ -67,9 +67,14 @@ def _box_mean(source, rows, out):
         row = rows[y]
         for x in range(min(RADIUS_PX, width)):
             out[y, x] = row[: x + RADIUS_PX + 1].sum() * share
-        for x in range(RADIUS_PX, width - RADIUS_PX):
-            total = row[x - 3] + row[x - 2] + row[x - 1] + row[x] + row[x + 1] + row[x + 2] + row[x + 3]
-            out[y, x] = total * share
+        inner = max(width - 2 * RADIUS_PX, 0)
+        # Shifted views rather than row[x - 3]: an index that might be negative is not vectorised.
+        a, b, c, d, e, f, g = (
+            row[0:], row[1:], row[2:], row[3:], row[4:], row[5:], row[6:],
+        )  # fmt: skip
+        middle = out[y, RADIUS_PX:]
+        for x in range(inner):
+            middle[x] = (a[x] + b[x] + c[x] + d[x] + e[x] + f[x] + g[x]) * share
         for x in range(max(width - RADIUS_PX, RADIUS_PX), width):
             out[y, x] = row[x - RADIUS_PX :].sum() * share
 
