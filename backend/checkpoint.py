@@ -76,7 +76,7 @@ def _flatten(value: Any, where: str, arrays: dict[str, np.ndarray]) -> Any:
     if sparse.issparse(value):
         csr = sparse.csr_array(value) if isinstance(value, sparse.sparray) else sparse.csr_matrix(value)
         parts = {part: _keep(getattr(csr, part), f"{where}.{part}", arrays) for part in ("data", "indices", "indptr")}
-        return {"csr": parts, "shape": list(csr.shape), "is_array": isinstance(csr, sparse.sparray)}
+        return {"csr": parts, "shape": [int(n) for n in csr.shape or ()], "is_array": isinstance(csr, sparse.sparray)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [field.name for field in dataclasses.fields(value) if field.init]
         inner = {name: _flatten(getattr(value, name), f"{where}.{name}", arrays) for name in fields}

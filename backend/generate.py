@@ -25,7 +25,7 @@ from backend.pipeline import Run, Stage, check_chain
 from backend.pipeline import run as run_stages
 from blender_addon.shared.methods import BodyRequest, request_from_settings, request_to_json
 
-GIVEN = ("photo", "request", "folder")
+GIVEN: tuple[str, ...] = ("photo", "request", "folder")
 """What a method's first stage finds: the `Photo`, the request and the folder for the result's files."""
 
 
@@ -166,5 +166,6 @@ def _save_log(job: jobs.Job) -> Path:
         target = job.final / jobs.LOG
     else:
         target = Path(tempfile.mkdtemp(prefix="effigy-failed-")) / jobs.LOG
-    shutil.copyfile(job.log, target)
+    with job.log.open("rb") as source, target.open("ab") as file:
+        shutil.copyfileobj(source, file)
     return target

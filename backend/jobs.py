@@ -195,10 +195,10 @@ def describe(job: Job, run: Run, photo: Photo, device: str, seconds: float) -> d
 
 
 def list_files(folder: Path) -> list[dict[str, Any]]:
-    """Name relative to `folder`, bytes and sha256 of every file in it, result.json excepted."""
+    """Name relative to `folder`, bytes and sha256 of every file in it but result.json and the log, which may grow."""
     found = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != RESULT:
+        if path.is_file() and path.name not in (RESULT, LOG):
             entry = {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size}
             found.append(entry | {"sha256": sha256(path)})
     return found

@@ -8,6 +8,7 @@ import struct
 import warnings as python_warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -175,7 +176,8 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
     if profile:
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            space = source.profile.xcolor_space.strip()
+            core: Any = source.profile  # Pillow's stub does not know it
+            space = core.xcolor_space.strip()
             if image.mode in ("RGB", "CMYK", "L") and space == {"L": "GRAY"}.get(image.mode, image.mode):
                 target = ImageCms.createProfile("sRGB")
                 converted = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
