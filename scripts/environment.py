@@ -28,7 +28,12 @@ IMPORTS = {
     "cpu": ("numpy", "scipy", "PIL", "numba", "cv2", "torch", "mediapipe"),
     "blender": ("bpy",),
     "dev": ("pytest", "smplx"),
+    "bpy42": ("bpy",),
+    "bpy50": ("bpy",),
 }
+OTHER_BLENDERS = ("bpy42", "bpy50")
+"""Extras that cannot share an environment with `blender`; each has its own, `.venv-NAME`."""
+OTHER_BLENDER_BYTES = 2_000_000_000
 # Settings of the caller that would let another environment leak into this one or send packages elsewhere.
 # The caller's package index, proxy, certificates and cache stay as they are.
 LEAKS = (
@@ -173,7 +178,7 @@ def _make(plan: Plan, reason: str, say: Callable[[str], None]) -> None:
         say(f"{plan.folder.name}: adding what is missing")
         (plan.folder / STAMP).unlink()
     else:
-        say(f"{plan.folder.name}: {reason}; making it (once, some minutes, 3.3 GB)")
+        say(f"{plan.folder.name}: {reason}; making it (once, some minutes; needs {plan.needed_bytes / 1e9:.0f} GB)")
         _create(plan)
     log = plan.folder / "setup.log"
     if plan.requirements:
@@ -373,6 +378,16 @@ def ready(*extras: str) -> Path:
     imports = tuple(name for extra in extras for name in IMPORTS.get(extra, ()))
     python = find_python()
     return ensure(Plan(ROOT / ".venv", read_requirements(extras), imports, python))
+
+
+def ready_other_blender(extra: str) -> Path:
+    """The Python of `.venv-EXTRA` with one of `OTHER_BLENDERS`, made or repaired if needed.
+
+    Raises:
+        SetupError: If it cannot be made.
+    """
+    folder, python = ROOT / f".venv-{extra}", find_python()
+    return ensure(Plan(folder, read_requirements((extra,)), IMPORTS[extra], python, OTHER_BLENDER_BYTES))
 
 
 def main_guard(main: Callable[[], int]) -> int:

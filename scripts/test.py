@@ -21,6 +21,8 @@ def main() -> int:
     real_blender = "--real-blender" in arguments
     arguments = [argument for argument in arguments if argument != "--real-blender"]
     python = str(environment.ready("cpu", "blender", "dev"))
+    for blender in environment.OTHER_BLENDERS:
+        environment.ready_other_blender(blender)
     settings = environment.clean_environment() | ONE_THREAD
     if not real_blender:
         arguments = ["-m", "not gui", *arguments]
