@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 from default_body_shape import local_row, spread
@@ -12,11 +12,13 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from backend.human.bodyparts import closest_on_surface
+from backend.human.zbuffer import MeshView, depth_buffer
 from blender_addon.shared.skeleton import FACIAL_ACTIONS, JOINT_NAMES
 
 VIEW_COUNT = 40  # directions from which a vertex may be seen
 SEEN_WITHIN_M = 0.0025
 PIXEL_M = 0.0015
+FAR_M = 100.0  # so far away that the depth buffer's perspective is a parallel projection
 KEYPOINT_VERTICES = 60
 FACE_POINTS = 468
 IMAGE_PX = 800
@@ -27,36 +29,6 @@ LIP_OPENING = 0.45  # jawOpen on the renders to which the lips are tied
 UPPER_LIP = (185, 40, 39, 37, 0, 267, 269, 270, 409, 191, 80, 81, 82, 13, 312, 311, 310, 415)
 LOWER_LIP = (146, 91, 181, 84, 17, 314, 405, 321, 375, 95, 88, 178, 87, 14, 317, 402, 318, 324)
 LIP_CORNERS = (61, 291, 78, 308)
-
-
-@numba.njit(cache=False)
-def _paint(points: np.ndarray, depth: np.ndarray, triangles: np.ndarray, height: int, width: int):  # noqa: ANN202
-    """Depth buffer, triangle index (-1) and barycentric coordinates per pixel of projected triangles."""
-    nearest = np.full((height, width), np.inf)
-    face = np.full((height, width), -1, np.int32)
-    bary = np.zeros((height, width, 3))
-    for t in range(len(triangles)):
-        i, j, k = triangles[t]
-        ax, ay, bx, by, cx, cy = points[i, 0], points[i, 1], points[j, 0], points[j, 1], points[k, 0], points[k, 1]
-        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if abs(area) < 1e-12:
-            continue
-        x0, x1 = max(0, int(np.floor(min(ax, bx, cx) - 0.5))), min(width - 1, int(np.ceil(max(ax, bx, cx))))
-        y0, y1 = max(0, int(np.floor(min(ay, by, cy) - 0.5))), min(height - 1, int(np.ceil(max(ay, by, cy))))
-        for y in range(y0, y1 + 1):
-            for x in range(x0, x1 + 1):
-                px, py = x + 0.5, y + 0.5
-                v = ((px - ax) * (cy - ay) - (py - ay) * (cx - ax)) / area
-                w = ((bx - ax) * (py - ay) - (by - ay) * (px - ax)) / area
-                u = 1.0 - v - w
-                if u < 0 or v < 0 or w < 0:
-                    continue
-                z = u * depth[i] + v * depth[j] + w * depth[k]
-                if z < nearest[y, x]:
-                    nearest[y, x] = z
-                    face[y, x] = t
-                    bary[y, x, 0], bary[y, x, 1], bary[y, x, 2] = u, v, w
-    return nearest, face, bary
 
 
 def vertex_normals(vertices_m: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -88,8 +60,8 @@ def seen_from_outside(vertices_m: np.ndarray, triangles: np.ndarray) -> np.ndarr
         points = np.stack([vertices_m @ right, vertices_m @ down], 1) / PIXEL_M
         points -= points.min(0) - 2.0
         width, height = (int(n) + 4 for n in np.ceil(points.max(0)))
-        depth = vertices_m @ forward
-        buffer, _, _ = _paint(points, depth, triangles, height, width)
+        depth = vertices_m @ forward + FAR_M
+        buffer = depth_buffer(points, depth, triangles, width, height).depth_m
         x, y = np.floor(points).astype(int).T
         seen |= (depth < buffer[y, x] + SEEN_WITHIN_M) & (normals @ forward < 0.0)
     return seen
@@ -176,7 +148,10 @@ def render_head(head: Head, vertices_m: np.ndarray, yaw_deg: float, pitch_deg: f
     turn = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]]) @ turn
     camera = (vertices_m - head.eyes_m.mean(0) + [0, 0.03, 0]) @ turn.T * [1, -1, -1] + [0, 0, CAMERA_M]
     points = camera[:, :2] / camera[:, 2:] * FOCAL_PX + IMAGE_PX / 2
-    depth, face, bary = _paint(points, camera[:, 2], head.triangles, IMAGE_PX, IMAGE_PX)
+    buffer = depth_buffer(points, camera[:, 2], head.triangles, IMAGE_PX, IMAGE_PX)
+    depth, face = buffer.depth_m, buffer.triangle
+    bary = np.zeros((IMAGE_PX, IMAGE_PX, 3))
+    bary[face >= 0] = MeshView(camera, points, head.triangles, buffer).barycentric(*np.nonzero(face >= 0))
     normals = vertex_normals(camera, head.triangles)
     light = np.array([0.4, -0.6, -0.8]) / np.linalg.norm([0.4, -0.6, -0.8])
     shaded = head.colours * (0.45 + 0.55 * np.clip(normals @ light, 0, 1))[:, None]
@@ -187,7 +162,7 @@ def render_head(head: Head, vertices_m: np.ndarray, yaw_deg: float, pitch_deg: f
     return View(yaw_deg, (np.clip(image, 0, 1) * 255).astype(np.uint8), face, bary, points, seen)
 
 
-def _detect(mesh: object, image: np.ndarray) -> np.ndarray | None:
+def _detect(mesh: Any, image: np.ndarray) -> np.ndarray | None:
     found = mesh.process(np.ascontiguousarray(image)).multi_face_landmarks
     if not found:
         return None
@@ -269,7 +244,7 @@ Found = dict[bool, list[tuple[np.ndarray, np.ndarray, np.ndarray, View]]]
 
 def _rows(ids: np.ndarray, weights: np.ndarray, count: int) -> sp.csr_matrix:
     rows = np.repeat(np.arange(len(ids)), 3)
-    return sp.coo_matrix((weights.ravel(), (rows, ids.ravel())), shape=(len(ids), count)).tocsr()
+    return sp.csr_matrix((weights.ravel(), (rows, ids.ravel())), shape=(len(ids), count))
 
 
 def _agree(head: Head, found: Found, lips: set[int]) -> sp.csr_matrix:
@@ -304,7 +279,7 @@ def _symmetric(head: Head, rows: sp.csr_matrix, lips: np.ndarray) -> sp.csr_matr
         middle = 0.5 * (points + points[partner] * flip)
         result[numbers[paired]] = closest_on_surface(middle[paired], vertices, skin)
         print(f"face tie: {paired.sum()} of {len(paired)} points made symmetric")
-    return result.tocsr()
+    return sp.csr_matrix(result)
 
 
 def _tie_error(rows: sp.csr_matrix, found: Found, lips: np.ndarray) -> np.ndarray:
@@ -386,7 +361,7 @@ def pose_rows(
         order += [regressor[JOINT_NAMES.index(f"{side}_{joint}")] for side in ("left", "right")]
     for part in ("hip", "knee", "ankle", "heel", "big_toe"):
         order += [rows[f"left_{part}"], rows[f"right_{part}"]]
-    return sp.vstack(order).tocsr()
+    return sp.csr_matrix(sp.vstack(order))
 
 
 __all__ = ["Head", "paint_head", "pose_rows", "render_head", "seen_from_outside", "tie_face", "vertex_normals"]

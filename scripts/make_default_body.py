@@ -177,13 +177,13 @@ def build_marks(surface: Arrays, source: Source, pictures: Path) -> tuple[Arrays
 
 def _padded_rows(matrix: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Csr rows as index uint16 [R, K] and value float32 [R, K], largest first, padded with 0."""
-    width = int(np.diff(matrix.indptr).max())
-    ids = np.zeros((matrix.shape[0], width), np.uint16)
-    values = np.zeros((matrix.shape[0], width), np.float32)
-    for row in range(matrix.shape[0]):
-        own = slice(matrix.indptr[row], matrix.indptr[row + 1])
-        order = np.argsort(-np.abs(matrix.data[own]), kind="stable")
-        ids[row, : len(order)], values[row, : len(order)] = matrix.indices[own][order], matrix.data[own][order]
+    dense = matrix.toarray()
+    width = int((dense != 0).sum(1).max())
+    ids = np.zeros((len(dense), width), np.uint16)
+    values = np.zeros((len(dense), width), np.float32)
+    for number, row in enumerate(dense):
+        order = np.argsort(-np.abs(row), kind="stable")[: np.count_nonzero(row)]
+        ids[number, : len(order)], values[number, : len(order)] = order, row[order]
     return ids, values
 
 

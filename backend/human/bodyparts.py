@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from backend.human.lbs import TwistBones
 from blender_addon.shared.skeleton import JOINT_NAMES
@@ -97,7 +97,7 @@ def hand_keypoint_rows(
             tip = own[np.argsort(-reach, kind="stable")[:_TIP_VERTICES]]
             shape = (1, len(template_m))
             rows.append(sp.csr_matrix((np.full(len(tip), 1.0 / len(tip)), (np.zeros(len(tip), int), tip)), shape=shape))
-    return sp.vstack(rows).tocsr().astype(np.float32)
+    return sp.csr_matrix(sp.vstack(rows), dtype=np.float32)
 
 
 def mean_row(vertices: np.ndarray, count: int) -> sp.csr_matrix:
@@ -115,7 +115,7 @@ def closest_on_surface(points_m: np.ndarray, vertices_m: np.ndarray, triangles: 
         triangles: [T, 3] candidates.
     """
     used = np.unique(triangles)
-    _, nearest = cKDTree(vertices_m[used]).query(points_m, k=3)
+    nearest = np.asarray(KDTree(vertices_m[used]).query(points_m, k=3)[1])
     rows = sp.lil_matrix((len(points_m), len(vertices_m)))
     for n, point in enumerate(points_m):
         near = triangles[np.isin(triangles, used[nearest[n]]).any(1)]
@@ -126,7 +126,7 @@ def closest_on_surface(points_m: np.ndarray, vertices_m: np.ndarray, triangles: 
         shares /= shares.sum(1, keepdims=True)
         best = int(np.linalg.norm((shares[..., None] * corner).sum(1) - point, axis=1).argmin())
         rows[n, near[best]] = shares[best]
-    return rows.tocsr()
+    return sp.csr_matrix(rows)
 
 
 __all__ = [

@@ -136,9 +136,9 @@ def _rows(indices: np.ndarray, values: np.ndarray, columns: int) -> sp.csr_matri
     """Padded rows (index [R, K], value [R, K], 0 = nothing) as csr [R, columns] float32."""
     rows = np.repeat(np.arange(len(indices)), indices.shape[1])
     matrix = sp.coo_matrix((values.ravel(), (rows, indices.ravel().astype(np.int64))), shape=(len(indices), columns))
-    matrix = matrix.tocsr().astype(np.float32)
-    matrix.eliminate_zeros()
-    return matrix
+    result = sp.csr_matrix(matrix, dtype=np.float32)
+    result.eliminate_zeros()
+    return result
 
 
 @lru_cache(maxsize=1)

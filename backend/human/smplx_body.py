@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.interpolate import RBFInterpolator
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from backend.errors import BAD_REQUEST, MODEL_MISSING, UserError
 from backend.human.bodyparts import closest_on_surface, hand_keypoint_rows, mean_row, twist_bones
@@ -120,9 +121,9 @@ def _create(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         plain[f"hands_mean{side}"] = np.zeros(_HAND, np.float32)
     with tempfile.TemporaryDirectory(prefix="effigy_smplx_") as folder:
         file = Path(folder) / "SMPLX_NEUTRAL.npz"
-        np.savez(file, **plain)
+        np.savez(file, allow_pickle=False, **plain)
         betas = SHAPE_COUNT if arrays["shapedirs"].shape[2] >= 400 else 10  # short files: 10 shape, 10 expression
-        model = smplx.create(str(file), model_type="smplx", use_pca=False, flat_hand_mean=True, num_betas=betas)
+        model: Any = smplx.create(str(file), model_type="smplx", use_pca=False, flat_hand_mean=True, num_betas=betas)
     return {
         "template_m": model.v_template.numpy().astype(np.float64),
         "shape_dirs_m": model.shapedirs.numpy().astype(np.float64),
@@ -190,7 +191,7 @@ def _pose_rows(
     for name in ("shoulder", "elbow", "wrist", "pinky1", "index1", "thumb2", "hip", "knee", "ankle"):
         order += joint(name)
     order += [*extreme("foot", (0.0, -0.3, -1.0)), *extreme("foot", (0.0, 0.0, 1.0))]
-    return sp.vstack(order).tocsr().astype(np.float32)
+    return sp.csr_matrix(sp.vstack(order), dtype=np.float32)
 
 
 def _grounded(data: dict[str, np.ndarray]) -> None:
@@ -245,15 +246,15 @@ def read_smplx_body(path: Path, default: BodyModel) -> BodyModel:
         shape_dirs_m=shape_dirs,
         action_dirs_m=np.zeros((count, 3, ACTION_COUNT), np.float32),
         has_actions=False,
-        joint_regressor=regressor.astype(np.float32),
+        joint_regressor=sp.csr_matrix(regressor, dtype=np.float32),
         skin_weights=weights,
         twist=twist,
         regions=regions,
         outer=np.ones(count, bool),
-        mirror=cKDTree(template).query(template * [-1.0, 1.0, 1.0])[1].astype(np.int32),
+        mirror=np.asarray(KDTree(template).query(template * [-1.0, 1.0, 1.0])[1], np.int32),
         pose_keypoints=_pose_rows(template, regressor, weights, face, head),
         hand_keypoints=hand_keypoint_rows(template, regressor, weights),
-        face_landmarks=face.astype(np.float32),
+        face_landmarks=sp.csr_matrix(face, dtype=np.float32),
         face_landmark_error=default.face_landmark_error,
     )
 
