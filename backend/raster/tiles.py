@@ -171,15 +171,6 @@ def _shrink_open_rows(transmittance, row_open):
 
 
 @njit(fastmath=FAST, error_model="numpy")
-def _any_open(transmittance):
-    """Whether a run of pixels still lets anything through; much cheaper than blending into covered ones."""
-    total = transmittance.dtype.type(0)
-    for j in range(transmittance.shape[0]):
-        total += transmittance[j]
-    return total > 0
-
-
-@njit(fastmath=FAST, error_model="numpy")
 def _tile_forward(tile, tiles_x, width, height, packed, features, tile_start, pair_splat, image, final):
     real = packed.dtype.type
     one, half, ceiling, floor = real(1), real(0.5), real(ALPHA_CEILING), real(TRANSMITTANCE_FLOOR)
@@ -205,12 +196,10 @@ def _tile_forward(tile, tiles_x, width, height, packed, features, tile_start, pa
             n = end - start
             if n <= 0:
                 continue
-            first = start - left
-            row_live, row_kept = live[row, first : first + n], kept[row, first : first + n]
-            if not _any_open(row_live):
-                continue
             b_dy, c_dy = b * dy, half * c * dy * dy
             dx0 = real(start) + half - x
+            first = start - left
+            row_live, row_kept = live[row, first : first + n], kept[row, first : first + n]
             for j in range(n):
                 dx = dx0 + real(j)
                 alpha = opacity * falloff(dx * (half_a * dx + b_dy) + c_dy)
@@ -300,12 +289,10 @@ def _tile_backward(
             n = end - start
             if n <= 0:
                 continue
-            first = start - left
-            row_live, row_remaining = live[row, first : first + n], remaining[row, first : first + n]
-            if not _any_open(row_live):
-                continue
             b_dy, c_dy = b * dy, half * c * dy * dy
             dx0 = real(start) + half - x
+            first = start - left
+            row_live, row_remaining = live[row, first : first + n], remaining[row, first : first + n]
             row_incoming = incoming[channels, row, first : first + n]
             for j in range(n):
                 along[j] = row_incoming[j]
