@@ -50,7 +50,8 @@ def run(command: list[str]) -> str:
 @pytest.mark.parametrize("blender", BLENDERS)
 def test_the_file_deforms_without_the_addon(saved: Path, blender: str) -> None:
     script = ROOT / "tests" / "blender" / "check_deform.py"
-    out = run([find_blender(blender), "-I", str(script), str(saved / "avatar.blend"), str(saved), str(saved / "cloud.npz")])
+    files = [str(saved / "avatar.blend"), str(saved), str(saved / "cloud.npz")]
+    out = run([find_blender(blender), "-I", str(script), *files])
     report = json.loads(next(line for line in out.splitlines() if line.startswith("REPORT ")).removeprefix("REPORT "))
     assert report["python_drivers"] == [] and report["addons"] == [] and report["texts"] == 0
     assert report["rest"]["moved_m"] < 2e-6, "the rest pose is not the bundle's cloud"

@@ -1,0 +1,150 @@
+"""Questions that test_avatar.py asks, answered inside Blender: `python inside_blender.py QUESTION FOLDER`.
+
+Each answer is a JSON line; the assertions are in the test.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import bpy
+import numpy as np
+from bpy_extras.object_utils import world_to_camera_view
+
+import blender_addon
+from blender_addon.cloud.create import create_cloud_object, read_attribute, read_cloud
+from blender_addon.cloud.display import add_display
+from blender_addon.rig.assemble import insert_avatar
+from blender_addon.shared.gaussians import GaussianCloud
+from blender_addon.shared.skeleton import BONE_NAMES
+from tests.blender.synthetic import make_avatar, write_synthetic_bundle
+
+
+def empty_file() -> None:
+    bpy.ops.wm.read_homefile(use_factory_startup=True)
+    bpy.data.batch_remove(list(bpy.data.objects))
+    bpy.data.orphans_purge(do_recursive=True)
+
+
+def random_cloud(coefficients: int, count: int = 1000) -> GaussianCloud:
+    rng = np.random.default_rng(coefficients)
+    quaternions = rng.normal(size=(count, 4))
+    return GaussianCloud(
+        rng.normal(size=(count, 3)), np.exp(rng.normal(-4, 1, (count, 3))),
+        quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True), rng.random(count),
+        rng.normal(0, 2, (count, 3)), rng.normal(size=(count, coefficients, 3)),
+    )  # fmt: skip
+
+
+def round_trip(folder: Path) -> dict[str, Any]:
+    answer = {}
+    for coefficients in (0, 3, 8, 15, 24):
+        cloud = random_cloud(coefficients)
+        ob = create_cloud_object("round", cloud, bpy.context.scene.collection)
+        back = read_cloud(ob.data)
+        names = ("positions_m", "scales_m", "rotations_wxyz", "opacities", "sh_dc", "sh_rest")
+        answer[coefficients] = {n: bool(np.array_equal(getattr(cloud, n), getattr(back, n))) for n in names}
+    types = {a.name: a.data_type for a in ob.data.attributes}
+    helpers = len(bpy.data.meshes) + len(bpy.data.node_groups)
+    return {"equal": answer, "types": types, "object": ob.type, "helpers": helpers}
+
+
+def avatar(folder: Path) -> dict[str, Any]:
+    cloud, arrays = make_avatar(2000)
+    objects = insert_avatar("tester", cloud, arrays, "PHOTO")
+    scene, armature = bpy.context.scene, objects.armature
+    width, height = (int(x) for x in arrays.photo_size_px)
+    scene.render.resolution_x, scene.render.resolution_y = width, height
+    bpy.context.view_layer.update()
+    pixels = []
+    for name in BONE_NAMES:
+        view = world_to_camera_view(scene, objects.camera, armature.matrix_world @ armature.pose.bones[name].head)
+        pixels.append([view.x * width, (1 - view.y) * height])
+    depsgraph = bpy.context.evaluated_depsgraph_get()
+    shown = [i.object.data for i in depsgraph.object_instances if i.object.type == "MESH"]
+    discs = next(mesh for mesh in shown if len(mesh.polygons) == len(cloud))
+    colours = np.empty(len(discs.vertices) * 4, np.float32)
+    discs.color_attributes.active_color.data.foreach_get("color", colours)
+    keys = objects.proxy.evaluated_get(depsgraph).data.shape_keys
+    bones = armature.data.bones
+    return {
+        "pixels": pixels,
+        "camera_y": objects.camera.matrix_world.translation.y,
+        "pelvis": list(armature.pose.bones["pelvis"].head),
+        "face": {k.name: k.value for k in (keys or objects.proxy.data.shape_keys).key_blocks[1:]},
+        "parents": [b.parent.name if b.parent else "" for b in (bones[name] for name in BONE_NAMES)],
+        "deform": sorted(b.name for b in bones if b.use_deform),
+        "smplx": [bones[name]["smplx_joint"] for name in BONE_NAMES],
+        "disc_colours": colours.reshape(len(cloud), 4, 4)[:, 0, :3].tolist(),
+        "active": bpy.context.view_layer.objects.active.name,
+        "collection": objects.collection.name,
+        "actions": sorted(action.name for action in bpy.data.actions),
+        "action": armature.animation_data.action.name,
+        "proxy_seen": [not objects.proxy.hide_viewport, not objects.proxy.hide_render],
+        "libraries": len(bpy.data.libraries),
+    }
+
+
+def operator(folder: Path) -> dict[str, Any]:
+    write_synthetic_bundle(folder / "someone", 500)
+    (folder / "nothing").mkdir()
+    blender_addon.register()
+    before = len(bpy.data.objects)
+    try:
+        bpy.ops.effigy.import_avatar(directory=str(folder / "nothing"))
+        refused = ""
+    except RuntimeError as error:
+        refused = str(error)
+    left = len(bpy.data.objects) - before
+    result = list(bpy.ops.effigy.import_avatar(directory=str(folder / "someone"), pose="WALK"))
+    names = sorted(ob.name for ob in bpy.data.objects)
+    second = list(bpy.ops.effigy.import_avatar(directory=str(folder / "someone"), pose="REST"))
+    count = len(bpy.data.objects)
+    blender_addon.unregister()
+    return {
+        "refused": refused, "left": left, "result": result, "names": names, "second": second, "count": count,
+        "registered": hasattr(bpy.types, "EFFIGY_OT_import_avatar"),
+    }  # fmt: skip
+
+
+def falloff(folder: Path) -> dict[str, Any]:
+    """Render one turned ellipsoid with Cycles, orthographic, on a transparent film."""
+    scale, opacity = np.array([[0.05, 0.12, 0.2]]), 0.8
+    quaternion = np.array([[0.8, 0.2, -0.4, 0.4]])
+    colour = np.array([[0.9, 0.4, 0.1]])
+    cloud = GaussianCloud.from_colours(np.zeros((1, 3)), scale, quaternion, np.array([opacity]), colour)
+    ob = create_cloud_object("one", cloud, bpy.context.scene.collection)
+    add_display(ob, bpy.context.scene.collection)
+    camera = bpy.data.objects.new("camera", bpy.data.cameras.new("camera"))
+    camera.data.type, camera.data.ortho_scale, camera.location = "ORTHO", 1.0, (0, 0, 3)
+    scene = bpy.context.scene
+    scene.collection.objects.link(camera)
+    scene.camera = camera
+    size = 40
+    scene.render.resolution_x = scene.render.resolution_y = size
+    scene.render.engine, scene.render.film_transparent = "CYCLES", True
+    scene.cycles.samples, scene.cycles.use_denoising, scene.cycles.max_bounces = 16, False, 0
+    scene.view_settings.view_transform = "Standard"
+    scene.render.image_settings.file_format = "OPEN_EXR"
+    scene.render.filepath = str(folder / "one.exr")
+    bpy.ops.render.render(write_still=True)
+    image = bpy.data.images.load(str(folder / "one.exr"))
+    pixels = np.array(image.pixels[:]).reshape(size, size, 4)
+    return {"pixels": pixels.tolist(), "base": read_attribute(ob.data, "radiance:base").tolist()}
+
+
+def main() -> int:
+    question: Callable[[Path], dict[str, Any]] = globals()[sys.argv[1]]
+    empty_file()
+    print("ANSWER " + json.dumps(question(Path(sys.argv[2]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
