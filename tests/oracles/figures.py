@@ -28,7 +28,8 @@ from tests.oracles.garments import wear
 from tests.oracles.looks import hair_meshes, skin_meshes
 from tests.oracles.meshes import Mesh
 from tests.oracles.scene import Camera, Studio, compose_photo, look_from, orbit
-from tests.oracles.wardrobe import DEVELOPMENT, REPORTED, FigureSpec, Shot, pose_of
+from tests.oracles.stances import pose_of
+from tests.oracles.wardrobe import DEVELOPMENT, REPORTED, FigureSpec, Shot
 
 AZIMUTHS_DEG = (45, -45, 90, 180)
 VIEW_ZOOM = 0.88  # the other views' focal length over the photo's, so that a turned figure stays in the picture
@@ -180,11 +181,11 @@ def load_figure(folder: Path) -> FigureTruth:
     )
 
 
-def maker_hash(settings: MakerSettings) -> str:
-    """Names the cache: a hash of the maker's sources, its data and the settings."""
-    digest = hashlib.sha256(repr(sorted(asdict(settings).items())).encode())
+def maker_hash(spec: FigureSpec, settings: MakerSettings) -> str:
+    """Names a figure's cache: a hash of the maker's sources, its data, the settings and the figure's own lines."""
+    digest = hashlib.sha256(repr((sorted(asdict(settings).items()), spec)).encode())
     here = Path(__file__).parent
-    for name in ("bodies", "meshes", "looks", "garments", "scene", "wardrobe", "figures"):
+    for name in ("bodies", "meshes", "looks", "garments", "scene", "stances", "figures"):
         digest.update((here / f"{name}.py").read_bytes())
     digest.update((here / "data" / "figure_bodies.npz").read_bytes())
     return digest.hexdigest()[:12]
@@ -194,9 +195,9 @@ def make_all(
     specs: tuple[FigureSpec, ...], out: Path, settings: MakerSettings, threads: int, poses: tuple[int, ...] = (0, 1)
 ) -> list[Path]:
     """Makes the photos that are missing and gives all folders."""
-    root = out / maker_hash(settings)
     folders = []
     for spec in specs:
+        root = out / maker_hash(spec, settings)
         for pose in poses:
             folder = root / f"{spec.name}_{pose + 1}"
             if not (folder / "truth.npz").exists():

@@ -25,7 +25,8 @@ from tests.oracles.bodies import axis_angle, body_names, load_body, rotation_mat
 from tests.oracles.figures import AZIMUTHS_DEG, FigureTruth, load_figure
 from tests.oracles.meshes import averaging, boundary_edges, clip, icosphere, sheet_of, solidify, subdivide
 from tests.oracles.scene import look_from, orbit
-from tests.oracles.wardrobe import DEVELOPMENT, REPORTED, pose_of
+from tests.oracles.stances import pose_of
+from tests.oracles.wardrobe import DEVELOPMENT, REPORTED
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
