@@ -2,7 +2,6 @@
 
 import os
 
-
 __version__ = "0.1.0"
 
 # Torch and numba each own a thread pool; spinning idle threads of one starve the other (measured: 55 ms became 660 to
