@@ -17,11 +17,11 @@ WALK_FRAMES = 28
 """Frames of one cycle (two steps); at 24 per second 1.17 s, an easy pace."""
 
 # Angles in degrees at every tenth of the cycle, which begins with the leg's own heel strike. Shaped after textbook
-# curves of level walking (hip +28..-8, knee two bumps of 16 and 58, ankle -16 at push-off), smoothed by
-# trigonometric interpolation.
-_HIP_FLEXION = (27, 24, 17, 8, -1, -8, -7, 7, 21, 28)
-_KNEE_FLEXION = (5, 15, 16, 10, 6, 12, 34, 57, 46, 17)
-_ANKLE_DORSIFLEXION = (1, -4, 3, 7, 9, 3, -15, -5, 1, 2)
+# curves of level walking (knee with two bumps, push-off by the ankle), with the hip's extension chosen so that both
+# feet reach the floor at heel strike; smoothed by trigonometric interpolation.
+_HIP_FLEXION = (25, 23, 16, 6, -6, -17, -13, 6, 21, 27)
+_KNEE_FLEXION = (4, 14, 16, 10, 8, 16, 36, 58, 46, 16)
+_ANKLE_DORSIFLEXION = (1, -4, 4, 9, 12, 6, -13, -5, 1, 2)
 
 _ARM_DOWN = 72.0
 """Degrees from the T-pose down to the sides; less than 90 keeps hands and sleeves clear of hips and coats."""

@@ -25,7 +25,7 @@ def build_scene(bundle: Path, pose: Pose) -> AvatarObjects:
     """
     cloud, avatar = read_bundle(bundle)
     bpy.ops.wm.read_homefile(use_factory_startup=True)
-    bpy.data.batch_remove(list(bpy.data.objects))
+    bpy.data.batch_remove([*bpy.data.objects, *bpy.data.collections])
     objects = insert_avatar("avatar", cloud, avatar, pose)
     prepare_scene(objects, avatar)
     return objects

@@ -90,6 +90,7 @@ def create_photo_camera(name: str, avatar: Avatar, collection: bpy.types.Collect
     data.shift_x = (width / 2 - cx) / width
     data.shift_y = (cy - height / 2) / width * fx / fy
     data.clip_start, data.clip_end = 0.01, 1000.0
+    data.display_size = 0.15
     ob = bpy.data.objects.new(name, data)
     pose = np.eye(4)
     pose[:3, :3] = BODY_TO_BLENDER

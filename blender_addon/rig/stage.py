@@ -58,4 +58,4 @@ def _prepare_view(space: bpy.types.SpaceView3D) -> None:
         view.view_perspective = "PERSP"
         view.view_rotation = (0.70710678, 0.70710678, 0.0, 0.0)
         view.view_location = (0.0, 0.0, 0.9)
-        view.view_distance = 4.0
+        view.view_distance = 3.4
