@@ -216,7 +216,7 @@ def _tooth_pattern(points_m: np.ndarray, tone: np.ndarray, *, is_upper: bool) ->
     root = root if is_upper else 1 - root
     colours = tone * (1 - 0.3 * np.exp(-((gap / 0.05) ** 2)))[:, None] * (1 if is_upper else 0.9)
     gum = np.clip((root - 0.72) / 0.1, 0, 1)[:, None]
-    side = (1 - 0.5 * np.clip(abs(along) / 0.035, 0, 1) ** 2)[:, None]
+    side = (1 - 0.72 * np.clip((abs(along) - 0.006) / 0.022, 0, 1) ** 1.5)[:, None]  # the corners lie in shadow
     return (colours * (1 - gum) + GUM_COLOUR * gum) * side
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import cv2
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
@@ -24,6 +25,10 @@ from backend.splats.bound import BoundSplats, Kind, bind_points
 SHELLS = ((18000, 0.97, 0.03), (8000, 0.62, 0.10), (5000, 0.25, 0.10))
 """Per shell: points on the full sphere, share of the thickness, radial jitter as a share of the thickness."""
 RAYS = 180
+RIM_PX = 13
+FLAT_M = 0.009
+LONELY = 0.09
+"""A tuft whose 12th neighbour is farther than this (radians; the full shells have 0.04) is dropped."""
 LARGEST_EXCESS_M = 0.09
 STILL_M = 0.0008
 """Hair hangs on triangles that no facial action moves by more than this."""
@@ -131,6 +136,8 @@ class HairShell:
         directions: [N, 3] of the Gaussians.
         radii_m: [N] their distances from the centre.
         scalp_colour: [3] of skin below the hair.
+        hidden_ears: Left and right ear lie under the hair.
+        reach: Points this near (radians) to three Gaussians lie under them.
     """
 
     splats: BoundSplats
@@ -138,6 +145,7 @@ class HairShell:
     directions: np.ndarray
     radii_m: np.ndarray
     scalp_colour: np.ndarray
+    hidden_ears: tuple[bool, bool]
     reach: float = field(default=0.055)
 
     def covers(self, points_m: np.ndarray) -> np.ndarray:
@@ -174,13 +182,15 @@ def hair_splats(
     look = colour_hair(view, skull, strands, along)
     splats = _bound(body, personal, skull, strands, along, look)
     radii = np.linalg.norm(strands.positions_m - skull.centre_m, axis=1)
-    return HairShell(splats, skull.centre_m, strands.directions, radii, look.middle * 0.55)
+    hidden = (skull.ears[0].hidden, skull.ears[1].hidden)
+    return HairShell(splats, skull.centre_m, strands.directions, radii, look.middle * 0.55, hidden)
 
 
 def _no_hair(skull: Skull) -> HairShell:
     zero, three = np.zeros(0), np.zeros((0, 3))
     empty = BoundSplats(zero, three, three, np.zeros((0, 4)), three, zero, three, zero, zero, zero, zero, zero)
-    return HairShell(empty, skull.centre_m, three, zero, np.zeros(3))
+    hidden = (skull.ears[0].hidden, skull.ears[1].hidden)
+    return HairShell(empty, skull.centre_m, three, zero, np.zeros(3), hidden)
 
 
 def _skull(view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame) -> Skull:
@@ -306,14 +316,24 @@ def _one_shell(
     skin = skull.radius(directions)
     thickness = _thickness(skull, outline, directions, skin)
     outward = thickness * (share + jitter * abs(rng.standard_normal(count))) + 0.002
-    hidden = (directions @ skull.turn.T)[:, 2] > -0.1
-    for _ in range(8):  # hair behind the head must not stick out beside it on the photo
-        shown, uv = skull.shows(skull.centre_m + directions * (skin + outward)[:, None], view)
-        out = hidden & shown & (sample(view.hair, uv) < 0.5)
-        outward = np.where(out, 0.8 * outward - 0.0005, outward)
-    points = skull.centre_m + directions * (skin + np.maximum(outward, 0.001))[:, None]
+    outward = _drawn_in(skull, view, directions, skin, outward)
+    points = skull.centre_m + directions * (skin + outward)[:, None]
     spacing = np.sqrt(4 * np.pi / count) * (skin + outward)
     return directions, points, np.full(count, share), spacing
+
+
+def _drawn_in(
+    skull: Skull, view: HeadView, directions: np.ndarray, skin_m: np.ndarray, outward_m: np.ndarray
+) -> np.ndarray:
+    """[N] outward distances where hair behind the head does not stick out beside it on the photo; smooth over the shell."""
+    hidden = (directions @ skull.turn.T)[:, 2] > -0.1
+    share = np.ones(len(directions))
+    for _ in range(16):
+        shown, uv = skull.shows(skull.centre_m + directions * (skin_m + share * outward_m)[:, None], view)
+        share = np.where(hidden & shown & (sample(view.hair, uv) < 0.5), 0.93 * share, share)
+    _, near = cKDTree(directions).query(directions, k=16)
+    smooth = share[near].mean(axis=1)
+    return np.maximum(outward_m * np.where(hidden, np.minimum(smooth, share + 0.06), share), 0.001)
 
 
 def _thickness(skull: Skull, outline: Outline, directions: np.ndarray, skin_m: np.ndarray) -> np.ndarray:
@@ -335,15 +355,25 @@ def _thickness(skull: Skull, outline: Outline, directions: np.ndarray, skin_m: n
 def _lower_edge(skull: Skull, outline: Outline, x_m: np.ndarray) -> np.ndarray:
     """[N] height of the hair's lower end behind the ears: the nape in the middle, the seen ends at the sides."""
     side = max(outline.low_y_m, outline.nape_y_m)
-    bow = np.clip(abs(x_m - skull.centre_m[0]) / (1.25 * skull.unit_m), 0, 1) ** 2
+    bow = np.clip(abs(x_m - skull.centre_m[0]) / (1.25 * skull.unit_m), 0, 1) ** 4
     return outline.nape_y_m + (side - outline.nape_y_m) * bow
 
 
 def _keep(view: HeadView, skull: Skull, outline: Outline, strands: Strands) -> Strands:
     """Drop points over bare skin: what the photo would show must carry its hair label, the rest obeys anatomy."""
     shown, uv = skull.shows(strands.positions_m, view)
-    label, mask = sample(view.hair, uv), sample(view.mask, uv)
-    return strands.select(np.where(shown, label > 0.5, _may_have_hair(skull, outline, strands)) & (mask > 0.3))
+    label = sample(view.hair, uv)
+    # at the rim a few pixels of tolerance: the shell is smoother than the outline, and the skull itself may stand out
+    rim = (strands.directions @ skull.turn.T)[:, 2] > -0.15
+    height = np.linalg.norm(strands.positions_m - skull.centre_m, axis=1) - skull.radius(strands.directions)
+    for where, reach in ((rim, RIM_PX), (rim & (height < FLAT_M), 2 * RIM_PX + 1)):
+        wide = cv2.dilate(view.hair, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
+        label = np.where(where, sample(wide, uv), label)
+    kept = strands.select(np.where(shown, label > 0.5, _may_have_hair(skull, outline, strands)))
+    if len(kept.share) < 20:
+        return kept
+    lonely = cKDTree(kept.directions).query(kept.directions, k=12)[0][:, -1] > LONELY
+    return kept.select(~lonely)
 
 
 def _may_have_hair(skull: Skull, outline: Outline, strands: Strands) -> np.ndarray:
@@ -356,7 +386,8 @@ def _may_have_hair(skull: Skull, outline: Outline, strands: Strands) -> np.ndarr
     in_camera = strands.directions @ skull.turn.T
     across = in_camera[:, 0] ** 2 + in_camera[:, 1] ** 2
     rim = np.interp(np.arctan2(in_camera[:, 1], in_camera[:, 0]), outline.thetas, outline.excess_m, period=2 * np.pi)
-    beside = (rim > 0.002) & (across > 0.6) & (z < skull.eyes_m[2] - 0.3 * skull.unit_m) & hidden.astype(bool)
+    beside = (rim > 0.002) & (across > 0.6) & (z < skull.eyes_m[2] - 0.3 * skull.unit_m)
+    beside &= hidden.astype(bool) | (y > top - 0.25 * skull.unit_m)
     allowed = (z < limit) | (y > skull.eyes_m[1] + 0.5 * skull.unit_m) | beside
     return allowed & ((y > _lower_edge(skull, outline, x)) | beside)
 

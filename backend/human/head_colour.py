@@ -15,8 +15,8 @@ from scipy.sparse.linalg import splu
 
 from backend.human.hair import HairShell
 from backend.human.head_fit import HEAD, SKULL_JOINTS
-from backend.human.head_warp import vertex_normals
 from backend.human.head_view import FACE_OVAL, INNER_LIPS, LEFT_LIDS, RIGHT_LIDS, HeadView, lab_distance, sample
+from backend.human.head_warp import ear_vertices, vertex_normals
 from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal
 from backend.perception.people import Label
@@ -72,7 +72,7 @@ def colour_skin(
     trust[inner] = 0
     skin_like = lab_distance(photo, view.skin_colour, lightness=0.5) < np.where(_outside_oval(view, seen), 19, 24)
     usable = trust * skin_like * ~cloth
-    shade = _shading(view, seen, photo, usable) ** SHADING_POWER * _cavities(body, personal, to_vertices)
+    shade = _shading(view, seen, photo, usable) ** SHADING_POWER * _cavities(body, personal, hair, to_vertices)
     fill = _harmonic(to_vertices, body, usable, photo / shade[:, None], view.skin_colour * 0.94) * shade[:, None]
     cloth_seen = trust * cloth
     if cloth.any():
@@ -230,7 +230,7 @@ def _shading(view: HeadView, seen: Seen, photo: np.ndarray, weight: np.ndarray) 
     return np.clip(basis @ factors / np.median(basis[chosen] @ factors), 0.6, 1.12)
 
 
-def _cavities(body: BodyModel, personal: Personal, to_vertices: sp.csr_matrix) -> np.ndarray:
+def _cavities(body: BodyModel, personal: Personal, hair: HairShell, to_vertices: sp.csr_matrix) -> np.ndarray:
     """[N] darkening of folds, as between ear and skull, from how far the neighbours rise above a vertex."""
     vertices = personal.vertices_m.astype(np.float64)
     t = body.triangles
@@ -242,7 +242,11 @@ def _cavities(body: BodyModel, personal: Personal, to_vertices: sp.csr_matrix) -
     rise = ((graph @ vertices / degree - vertices) * vertex_normals(vertices, t)).sum(axis=1)
     rise = rise / CAVITY_M
     rise = 0.5 * rise + 0.5 * (graph @ rise) / degree[:, 0]
-    return 1 - np.clip(to_vertices @ rise, -0.05, 0.4)
+    ears = ear_vertices(body)
+    for side, hidden in zip((1, -1), hair.hidden_ears, strict=True):
+        if hidden:  # pressed flat: its creases are crumpled
+            rise[ears == side] = 0
+    return 1 - np.clip(to_vertices @ rise, -0.05, 0.35)
 
 
 def _grain(count: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from scipy.spatial import cKDTree
 
 from backend.human.hair import HairShell
 from backend.human.head_colour import SkinColours, colour_skin
-from backend.human.head_view import INNER_LIPS, LEFT_LIDS, RIGHT_LIDS, HeadView
+from backend.human.head_view import FACE_OVAL, INNER_LIPS, LEFT_LIDS, RIGHT_LIDS, HeadView, sample
 from backend.human.head_warp import PhotoFrame, pixels, vertex_normals
 from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal, head_triangles
@@ -191,7 +191,7 @@ def _spacing(
         return spacing
     px_mm = photo_m[triangles[:, 0], 2].mean() / personal.camera.fx * 1e3
     uv = pixels(photo_m, view.camera)
-    near = cKDTree(view.landmarks_px[:468, :2]).query(uv)[0] < 0.03 * view.face_height_px
+    near = sample(view.polygon(FACE_OVAL, shrink=1.06), uv) > 0.5
     towards = (vertex_normals(photo_m, body.triangles)[:, 2] < 0.1) & near & body.outer
     spacing[towards[triangles].any(axis=1) & ~inner] = np.clip(0.72 * px_mm, 1.0, 1.3) * 1e-3
     spots = photo_m[body.face_landmarks[list(FINE_LANDMARKS)].indices]

@@ -14,8 +14,10 @@ from backend.perception.people import Label, Person
 
 CROP_PX = 768
 CROP_FACE_HEIGHTS = 2.35
-BALD_LAB = 9.0  # a crown pixel this near to the cheeks' colour counts as skin
-BALD_SHARE = 0.35  # fewer pixels unlike skin than this share of the crown: no hair is seeded
+FOREHEAD = (10, 151, 109, 338, 108, 337)
+BEARDLESS = (4, 5, 195, 197, 8, 117, 346)
+BALD_LAB = 10.0  # a crown pixel this near to a colour of the face counts as skin
+BALD_SHARE = 0.5  # fewer pixels unlike skin than this share of the crown: no hair is seeded
 FACE_OVAL = (
     *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
     *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
@@ -206,6 +208,7 @@ def face_hair(
     cv2.setRNGSeed(0)
     cv2.grabCut(cv2.cvtColor(small, cv2.COLOR_RGB2LAB), cut, None, *model, 5, cv2.GC_INIT_WITH_MASK)
     hair = np.isin(cut, [cv2.GC_FGD, cv2.GC_PR_FGD]).astype(np.uint8)
+    hair = cv2.morphologyEx(hair, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (11, 11)))
     hair = cv2.morphologyEx(hair, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
     count, parts, stats, _ = cv2.connectedComponentsWithStats(hair)
     if count < 2:
@@ -214,6 +217,24 @@ def face_hair(
     keep = [i for i in range(1, count) if stats[i, 4] > 0.08 * stats[1:, 4].max() and stats[i, 1] < eye_row]
     hair = cv2.resize(np.isin(parts, keep).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     return (cv2.GaussianBlur(hair, (0, 0), 2) * mask).astype(np.float32)
+
+
+def _crown_hair(image: np.ndarray, crown: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:
+    """[S, S] bool: pixels of the crown that are surely hair; none on a bald head.
+
+    A bald crown has a colour of the face (several are compared: half of a face may lie in shadow) and skin's fine texture.
+    """
+    smooth = cv2.GaussianBlur(image, (0, 0), 3)
+    palette = sample(smooth, landmarks_px[list(FOREHEAD + BEARDLESS), :2])
+    distance = np.min([lab_distance(smooth, colour, lightness=0.4) for colour in palette], axis=0)
+    # dark colours lie closer together
+    unlike = crown & (distance > BALD_LAB * np.clip(np.median(to_lab(palette)[:, 0]) / 60, 0.4, 1))
+    texture = abs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) - cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY))
+    face = np.median(sample(cv2.GaussianBlur(texture, (0, 0), 4), landmarks_px[list(BEARDLESS), :2]))
+    rough = float(np.median(texture[crown])) > 2.0 * face
+    if unlike.sum() > BALD_SHARE * crown.sum():
+        return unlike | (crown & rough)
+    return crown & rough
 
 
 def _hanging(labelled: np.ndarray, landmarks_px: np.ndarray, face_height_px: float) -> np.ndarray:
@@ -248,10 +269,8 @@ def _hair_seeds(
     seeds[(shrunk > 0) & (rows > brow)] = cv2.GC_BGD
     deep = cv2.erode(inside.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
     crown = deep & (rows < top - 0.10 * face_height_px)
-    skin = np.median(image[face & (rows > brow)], axis=0)
-    unlike_skin = lab_distance(image, skin, lightness=0.5) > BALD_LAB
-    if unlike_skin[crown].mean() > BALD_SHARE if crown.any() else False:
-        seeds[crown & unlike_skin] = cv2.GC_FGD
+    if crown.any():
+        seeds[_crown_hair(image, crown, landmarks_px)] = cv2.GC_FGD
     neck = inside & (rows > chin + 0.02 * face_height_px) & (abs(columns - landmarks_px[152, 0]) < 0.2 * face_height_px)
     seeds[neck] = cv2.GC_BGD
     return seeds, face, rows > brow
