@@ -204,6 +204,12 @@ class BundleAvatar:
         """[4, 4] camera of the photo."""
         return np.asarray(self.avatar.photo_w2c, np.float64)
 
+    def photo_vertices_m(self) -> np.ndarray:
+        """[V, 3] the proxy in the photo's pose and expression, world."""
+        from backend.splats.deform import pose_vertices
+
+        return pose_vertices(self.avatar, self.avatar.photo_pose, self.avatar.photo_translation_m, self.actions)
+
     def joints_m(self) -> np.ndarray:
         """[55, 3] joints in the photo's pose, world."""
         return posed_joints(self.avatar)

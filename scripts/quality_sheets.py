@@ -168,7 +168,7 @@ def score_portrait(photo_path: Path, avatar: BundleAvatar, sheet: Path | None) -
     )
     image, mask, held, camera = _at_512(person.image, person.mask, held, full)
     front = photo_scores(splats, camera, image, mask, held)
-    around = orbit_scores(splats)
+    around = orbit_scores(splats, 512, (avatar.photo_vertices_m(), avatar.avatar.triangles))
     parts, specks = cloud_parts(splats)
     if sheet is not None:
         drawn = draw_straight(cloud, camera.w2c, camera.intrinsics_px, (camera.width, camera.height))

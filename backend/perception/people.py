@@ -92,8 +92,8 @@ def find_person(image: np.ndarray, which: int, context: Context) -> Person:
     pose, spread_px = pose_over_crops(shown, first)
     context.progress(STAGE, 2, 5, "face and hands")
     face_px = detect_face(shown, pose)
+    _refuse_back_view(pose, bool(len(face_px)))
     if not len(face_px):
-        _refuse_back_view(pose)
         warnings.append(
             "No face was recognised, so the head keeps the model's face; a larger or clearer face gives a likeness."
         )
@@ -153,15 +153,18 @@ def _hide(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     return np.where(grown[..., None] > 0, filled, image).astype(np.uint8)
 
 
-def _refuse_back_view(pose: PoseObservation) -> None:
-    """Raise where the shoulders are the wrong way round and no face is seen.
+def _refuse_back_view(pose: PoseObservation, has_face: bool) -> None:
+    """Raise where shoulders and hips are the wrong way round.
+
+    Where both are, a face does not count: the face network sees one in the hair of a head from behind now and then.
 
     Raises:
         UserError: The person is seen from behind.
     """
-    shoulders = pose.keypoints_px[11] - pose.keypoints_px[12]
-    hips = pose.keypoints_px[23] - pose.keypoints_px[24]
-    if shoulders[0] < 0 and (hips[0] < 0 or pose.visibility[[23, 24]].min() < 0.5):
+    shoulders = pose.keypoints_px[11, 0] < pose.keypoints_px[12, 0]
+    hips = pose.keypoints_px[23, 0] < pose.keypoints_px[24, 0]
+    hips_unseen = pose.visibility[[23, 24]].min() < 0.5
+    if shoulders and ((hips and not hips_unseen) or (not has_face and (hips or hips_unseen))):
         raise UserError("The person is seen from behind; use a photo in which the face is visible.")
 
 

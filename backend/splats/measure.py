@@ -11,6 +11,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from backend.human.camera import PinholeCamera
+from backend.human.zbuffer import view_mesh
+from backend.raster import Cameras
 from backend.raster.cameras import orbit_cameras
 from backend.splats.bound import PosedSplats
 from backend.splats.render import render, to_cameras
@@ -89,28 +91,54 @@ def photo_scores(
     )
 
 
-def orbit_scores(splats: PosedSplats, size_px: int = 384) -> OrbitScores:
+def orbit_scores(
+    splats: PosedSplats, size_px: int = 384, proxy: tuple[np.ndarray, np.ndarray] | None = None
+) -> OrbitScores:
     """Holes and parts of the silhouette from 12 sides.
 
     Args:
         splats: in any pose.
         size_px: side of the square pictures.
+        proxy: vertices [V, 3] in the same pose and triangles [T, 3] of the surface below: what it covers must be
+            opaque, and daylight between two limbs is no hole. Without it cracks are found by closing the silhouette.
     """
     low, high = splats.positions_m.min(0), splats.positions_m.max(0)
     extent = float(np.linalg.norm(high - low))
     # At 2.5 extents the subject's sphere of diameter `extent` fills 0.9 of the frame.
     cameras = orbit_cameras((low + high) / 2, 2.5 * extent, AZIMUTHS_DEG, 0.0, 0.9 * 2.5 * size_px, size_px)
     _, alphas = render(splats, cameras)
-    results = [(hole_share(alpha), *silhouette_parts(alpha)) for alpha in alphas]
+    solid = [None] * len(alphas) if proxy is None else [_covered(*proxy, cameras, k) for k in range(len(alphas))]
+    results = [(hole_share(a, s), *silhouette_parts(a)) for a, s in zip(alphas, solid, strict=True)]
     holes, components, specks = zip(*results, strict=True)
     return OrbitScores(holes, components, specks)
 
 
-def hole_share(alpha: np.ndarray) -> float:
-    """Share of the eroded, closed silhouette of alpha [H, W] that is not opaque."""
+def _covered(vertices_m: np.ndarray, triangles: np.ndarray, cameras: Cameras, index: int) -> np.ndarray:
+    """[H, W] bool: where the mesh is in one of the cameras."""
+    intrinsics = cameras.K[index].numpy()
+    camera = PinholeCamera(
+        cameras.w2c[index].numpy(),
+        *(float(intrinsics[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2))),
+        cameras.width,
+        cameras.height,
+    )
+    return view_mesh(vertices_m, triangles, camera).nearest.covered
+
+
+def hole_share(alpha: np.ndarray, solid: np.ndarray | None = None) -> float:
+    """Share of the eroded silhouette of alpha [H, W] that is not opaque.
+
+    Args:
+        alpha: 0..1.
+        solid: [H, W] bool of what must be there; None closes the silhouette instead.
+    """
     padded = np.pad(alpha, CLOSE_PX + 1)
-    closed = ndimage.binary_closing(padded > SILHOUETTE_ALPHA, _disc(CLOSE_PX))
-    inner = ndimage.binary_erosion(closed, _disc(ERODE_PX))
+    silhouette = padded > SILHOUETTE_ALPHA
+    if solid is None:
+        silhouette = ndimage.binary_closing(silhouette, _disc(CLOSE_PX))
+    else:
+        silhouette |= np.pad(solid, CLOSE_PX + 1)
+    inner = ndimage.binary_erosion(silhouette, _disc(ERODE_PX))
     return float((padded[inner] < OPAQUE_ALPHA).mean()) if inner.any() else 0.0
 
 
