@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+from scipy.spatial import cKDTree
 
 from backend.human.footwear import wrap_feet
 from backend.human.garments import (
     ARMS,
     FEET,
+    FIRST_CLOTH,
     HANDS,
     LEGS,
     Part,
     Rings,
     axis_m,
     find_rings,
+    garment_codes,
+    snap_to_hems,
     vertex_parts,
 )
 from backend.human.held import find_held_objects, outer_triangles, posed_body_m
@@ -38,6 +42,10 @@ if TYPE_CHECKING:
     from backend.context import Context
 
 STAGE = "Dress the body"
+HELD_MARGIN_M = 0.012
+
+BORDER_M = 0.05
+"""Width of the blend into the fill where the picture ends."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Dressed:
         vertices_m: [V, 3] rest pose, with shell and shoes.
         posed_m: [V, 3] world, in the photo's pose.
         undressed_m: [V, 3] rest pose without the shell: where the limbs' axes and mirror partners are read.
+        codes: [H, W] what each pixel shows, from `garment_codes`.
         rings: What covers each height of a limb.
         membranes: Sheets beside the shell.
     """
@@ -86,6 +95,7 @@ class Dressed:
     vertices_m: np.ndarray
     posed_m: np.ndarray
     undressed_m: np.ndarray
+    codes: np.ndarray
     rings: Rings
     membranes: tuple[Membrane, ...]
 
@@ -111,15 +121,18 @@ def dress(
     posed, transforms = posed_body_m(body, personal, rest)
     mask = (person.mask > 0.5) & ~held
     view = view_mesh(posed, triangles, personal.camera)
-    rings = find_rings(person.labels, mask, view, rest, parts, _hands_seen(person))
+    codes = garment_codes(person.image, person.labels, mask)
+    rings = find_rings(codes, mask, view, rest, parts, _hands_seen(person))
     if not outline:
-        return Dressed(rest.astype(np.float32), posed.astype(np.float32), rest.astype(np.float32), rings, ())
+        plain = rest.astype(np.float32)
+        return Dressed(plain, posed.astype(np.float32), plain, codes, rings, ())
 
     context.raise_if_cancelled()
     context.progress(STAGE, 1, 3, "outline")
     average = average_operator(mesh_links(body.triangles, len(rest), None, 1.0))
     feet = tuple(np.flatnonzero((parts == foot) & body.outer) for foot in FEET)
     shod = tuple(_is_shod(rings, rest, index, foot) for index, foot in zip(feet, FEET, strict=True))
+    rest = snap_to_hems(rest, triangles, parts, rings)
     wrapped = wrap_feet(rest, feet, shod, average)
     posed = apply_transforms(transforms, wrapped)
     fixed = np.zeros(len(rest), bool)
@@ -136,9 +149,8 @@ def dress(
     context.progress(STAGE, 2, 3, "loose parts")
     membranes = _membranes(person, body, personal, mask, dressed_posed, outer, on_head, joints)
     context.progress(STAGE, 3, 3)
-    return Dressed(
-        dressed_rest.astype(np.float32), dressed_posed.astype(np.float32), rest.astype(np.float32), rings, membranes
-    )
+    vertices, posed_vertices, bare = (v.astype(np.float32) for v in (dressed_rest, dressed_posed, rest))
+    return Dressed(vertices, posed_vertices, bare, codes, rings, membranes)
 
 
 def _hands_seen(person: Person) -> tuple[bool, bool]:
@@ -234,9 +246,18 @@ class _PhotoView:
             depth[rows, columns] = np.minimum(depth[rows, columns], z)
         # one pixel and more at the mask's edge is mixed with the background
         rounds = max(1, round(max(person.mask.shape) / 500))
-        mask = ((person.mask > 0.5) & ~held).astype(np.uint8)
+        # and beside a held object lie its shadow and its blurred edge
+        side = 2 * max(1, round(HELD_MARGIN_M / px_m)) + 1
+        around = cv2.dilate(held.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) > 0
+        mask = ((person.mask > 0.5) & ~around).astype(np.uint8)
         usable = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=rounds, borderValue=1) > 0
         return _PhotoView(depth, usable, px_m, personal)
+
+    def border_share(self, uv_px: np.ndarray) -> np.ndarray:
+        """[N] 0..1: rises over `BORDER_M` from the picture's border, so that a cut-off person fades into the fill."""
+        height, width = self.usable.shape
+        inside = np.minimum(np.minimum(uv_px[:, 0], width - uv_px[:, 0]), np.minimum(uv_px[:, 1], height - uv_px[:, 1]))
+        return np.clip((inside * self.px_m - 0.004) / BORDER_M, 0, 1)
 
 
 def _spacing(
@@ -297,15 +318,18 @@ def _shell_splats(
     depth = camera.to_camera(posed)[:, 2]
     uv = camera.project(posed)
     confidence = photo_confidence(facing, depth, uv, photo.surface_depth_m, photo.usable)
+    confidence *= photo.border_share(uv)
     colours = sample_photo(person.image, uv, samples.spacing_m * camera.fx / np.maximum(depth, 0.05))
 
     part = parts[body.triangles[samples.triangles, 0]]
     bare = samples.interpolate(dressed.undressed_m, body.triangles)
     ring = dressed.rings.at(bare, part)
-    label, confidence = _labels(person, uv, part, ring, confidence)
+    label, confidence = _labels(person, dressed, uv, part, ring, confidence)
     normal = _unit(samples.interpolate(vertex_normals(dressed.vertices_m, body.triangles), body.triangles))
-    surface = FillSurface(bare, normal, _family(part), _side(part), axis_m(bare, part), label.astype(int))
-    defaults, overall = _default_colours(person, photo, bare, part, label, colours, confidence)
+    surface = FillSurface(
+        bare, normal, _family(part), _side(part), axis_m(bare, part), label.astype(int), samples.spacing_m**2
+    )
+    defaults, overall = _default_colours(person, photo, part, label, colours, confidence)
     rgb = fill_colours(surface, colours, confidence, defaults, overall, seed)
 
     spacing = samples.spacing_m[:, None]
@@ -353,24 +377,35 @@ def _side(part: np.ndarray) -> np.ndarray:
 
 
 def _labels(
-    person: Person, uv_px: np.ndarray, part: np.ndarray, ring: np.ndarray, confidence: np.ndarray
+    person: Person,
+    dressed: Dressed,
+    uv_px: np.ndarray,
+    part: np.ndarray,
+    ring: np.ndarray,
+    confidence: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Label [N] of each disc, and its confidence [N] without pixels that belong to something else.
 
-    Seen discs carry the photo's label, the others that of their ring. Pixels on hands and arms that contradict the ring,
-    and skin near a hand that lies on the clothes, come from a limb that the pose missed by a little.
+    Seen discs carry the photo's label, the others that of their ring. Pixels on hands and arms that contradict the
+    ring, and skin near a hand that lies on the clothes, come from a limb that the pose missed by a little.
     """
     height, width = person.mask.shape
     row = np.clip(np.floor(uv_px[:, 1]).astype(int), 0, height - 1)
     column = np.clip(np.floor(uv_px[:, 0]).astype(int), 0, width - 1)
-    pixel = person.labels[row, column]
+    pixel = dressed.codes[row, column]
     limb = np.isin(part, ARMS + HANDS)
-    strict = {int(Label.SKIN), int(Label.LOWER), int(Label.SHOES), int(Label.UPPER)}
-    contradicts = limb & (pixel != ring) & np.isin(pixel, list(strict)) & np.isin(ring, list(strict))
+    # on an arm: skin for cloth, cloth for skin, or a cloth that only trunk and legs wear
+    worn = np.unique(ring[np.isin(part, ARMS)])
+    foreign = ((pixel == Label.SKIN) != (ring == Label.SKIN)) | (
+        (pixel >= FIRST_CLOTH) & np.isin(pixel, np.unique(ring[np.isin(part, LEGS)])) & ~np.isin(pixel, worn)
+    )
+    contradicts = limb & (pixel != ring) & (foreign | np.isin(part, HANDS)) & (pixel != Label.HAIR)
     lost = [hand for hand, seen in zip(HANDS, _hands_seen(person), strict=True) if not seen]
-    wrists = person.keypoints_px[[15, 16, 17, 18, 19, 20, 21, 22]]
+    hands = np.concatenate([person.left_hand_px, person.right_hand_px])
     size = max(float(np.linalg.norm(person.keypoints_px[11] - person.keypoints_px[12])), 10.0)
-    near_hand = (np.linalg.norm(uv_px[:, None] - wrists[None], axis=2) < 0.35 * size).any(axis=1)
+    near_hand = np.zeros(len(uv_px), bool)
+    if len(hands):
+        near_hand = cKDTree(hands).query(uv_px)[0] < 0.15 * size
     hand_on_cloth = ~limb & (pixel == Label.SKIN) & (ring != Label.SKIN) & near_hand
     out = np.where(contradicts | np.isin(part, lost) | hand_on_cloth, 0.0, confidence).astype(np.float32)
     seen = (blend_weight(out) > 0.5) & (pixel != Label.NONE)
@@ -380,14 +415,12 @@ def _labels(
 def _default_colours(
     person: Person,
     photo: _PhotoView,
-    bare_m: np.ndarray,
     part: np.ndarray,
     label: np.ndarray,
     colours: np.ndarray,
     confidence: np.ndarray,
 ) -> tuple[dict[int, np.ndarray], np.ndarray]:
     """Colours of labels nobody saw: skin from the face, shoes from the darkened lower clothes; and of anything else."""
-    camera = photo.personal.camera
     seen = confidence > 0.2
     face = (person.labels == Label.SKIN) & photo.usable
     if len(person.face_px):
@@ -397,14 +430,15 @@ def _default_colours(
     pixels = person.image[face].astype(np.float32) / 255
     skin = to_rgb(np.median(to_lab(pixels), axis=0)[None])[0] if len(pixels) > 30 else np.array([0.78, 0.60, 0.50])
     defaults = {int(Label.SKIN): skin}
-    cloth = seen & np.isin(label, (Label.UPPER, Label.LOWER)) & ~np.isin(part, HANDS)
-    lower = cloth & (np.isin(part, LEGS) | (label == Label.LOWER))
-    trunk = cloth & (part == Part.TRUNK)
-    base = next((m for m in (lower, trunk, cloth) if m.sum() > 30), None)
-    overall = np.median(to_lab(colours[base]), axis=0) if base is not None else np.array([35.0, 0.0, 0.0])
+    cloth = seen & (label >= FIRST_CLOTH) & ~np.isin(part, HANDS)
+    lower, trunk = cloth & np.isin(part, LEGS), cloth & (part == Part.TRUNK)
+    base = next((m for m in (lower, trunk, cloth) if m.sum() > 300), None)
+    overall = np.array([35.0, 0.0, 0.0])
+    if base is not None:
+        common = np.bincount(label[base]).argmax()
+        overall = np.median(to_lab(colours[base & (label == common)]), axis=0)
     if not (seen & (label == Label.SHOES)).any():
         defaults[int(Label.SHOES)] = to_rgb((np.array([10.0, 0, 0]) + overall * [0.22, 0.22, 0.22])[None])[0]
-    del camera, bare_m
     return defaults, to_rgb(overall[None])[0]
 
 

@@ -54,7 +54,14 @@ def _wrap(vertices: np.ndarray, index: np.ndarray, average: csr_matrix) -> None:
     vertices[index] = foot + share[:, None] * (wrapped - foot)
     inside = np.zeros(len(vertices))
     inside[index] = share
-    for _ in range(6):
+    for _ in range(3):
         vertices[:] = vertices + (0.5 * inside)[:, None] * (average @ vertices - vertices)
+    # smoothing shrinks, most at the toes' folds: back onto the hull
+    ray = vertices[index] - centre
+    length = np.maximum(np.linalg.norm(ray, axis=1, keepdims=True), 1e-6)
+    along = (ray / length) @ normal.T
+    reach = np.where(along > 1e-6, gap / np.maximum(along, 1e-6), np.inf).min(axis=1)
+    full = centre + ray / length * (reach[:, None] + SOLE_M)
+    vertices[index] += share[:, None] * (full - vertices[index])
     # the shoe stands on the floor
     vertices[index, 1] = np.maximum(vertices[index, 1], foot[:, 1].min() - 0.5 * SOLE_M)

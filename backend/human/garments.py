@@ -1,8 +1,8 @@
 """What covers each height of a limb: clothes, skin or shoes, as rings around trunk, legs and arms.
 
-The photo's labels say what is seen. Clothes go round a limb, so the label of the unseen side is that of the same height:
-along each limb's axis in the T-pose, bins of `BIN_M` vote, and the best sequence of labels with few changes (Viterbi) is
-kept. A hem is then one sharp height around the whole leg.
+The photo's labels say what is seen. Clothes go round a limb, so the label of the unseen side is that of the same
+height: along each limb's axis in the T-pose, bins of `BIN_M` vote, and the best sequence of labels with few changes
+(Viterbi) is kept. A hem is then one sharp height around the whole leg.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+import cv2
 import numpy as np
+from scipy.spatial import cKDTree
 
 from backend.human.model import BodyModel
 from backend.human.zbuffer import MeshView
 from backend.perception.people import Label
-from backend.splats.rows import best_sequence
+from backend.splats.rows import best_sequence, cloths
 from blender_addon.shared.skeleton import JOINT_NAMES
 
 BIN_M = 0.005
@@ -26,6 +28,15 @@ CHANGE_COST_BINS = 4.0
 
 FULL_EVIDENCE_PX = 6.0
 """Pixels of a ring that count as a full observation."""
+
+FIRST_CLOTH = len(Label)
+"""Codes from here on are cloths: what the labels call upper, lower or other, split and joined by colour."""
+
+MOST_CLOTHS = 8
+HEM_GAP_M = 0.002
+SAME_GARMENT = 8.0
+"""Upper and lower clothes of one colour cluster are one garment when their medians are nearer than this in
+(L / 2, a, b): a coat reaches over the hips, where the labels begin to say lower."""
 
 MIRRORED_SHARE = 0.3
 """What an observation of the other side's limb counts."""
@@ -90,7 +101,7 @@ class Rings:
     """Labels along trunk with legs and along the arms.
 
     Attributes:
-        labels: [4, B] uint8 `Label` per ring of height `BIN_M`: left body, right body, left arm, right arm.
+        labels: [4, B] uint8 code (`garment_codes`) per ring of height `BIN_M`: left body, right body, left arm, right arm.
         observed: [4, B] 0..1 how far the photo showed the ring.
         start_m: Axis coordinate of the first ring.
     """
@@ -105,7 +116,7 @@ class Rings:
         return chain, np.clip(ring, 0, self.labels.shape[1] - 1)
 
     def at(self, points_m: np.ndarray, parts: np.ndarray) -> np.ndarray:
-        """[N] uint8 `Label` of T-pose points [N, 3] of the undressed body with their parts [N]."""
+        """[N] uint8 code at T-pose points [N, 3] of the undressed body with their parts [N]."""
         return self.labels[self._index(points_m, parts)]
 
     def observed_at(self, points_m: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -116,6 +127,67 @@ class Rings:
 def _on_right(points_m: np.ndarray, parts: np.ndarray) -> np.ndarray:
     right = np.isin(parts, (Part.RIGHT_ARM, Part.RIGHT_HAND, Part.RIGHT_LEG, Part.RIGHT_FOOT))
     return (right | ((parts == Part.TRUNK) & (points_m[:, 0] < 0))).astype(int)
+
+
+def garment_codes(image: np.ndarray, labels: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """Labels with the clothes told apart by colour.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        labels: [H, W] `Label`.
+        usable: [H, W] bool, pixels of the person's own.
+
+    Returns:
+        [H, W] uint8: NONE, SKIN, HAIR and SHOES as they are, cloths from `FIRST_CLOTH` on, the largest first.
+    """
+    codes = np.array(labels, np.uint8)
+    cloth = np.isin(labels, (Label.UPPER, Label.LOWER, Label.OTHER))
+    codes[cloth] = FIRST_CLOTH
+    known = cloth & usable
+    if known.sum() < 100:
+        return codes
+    lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = cv2.bilateralFilter(lab, 5, 12, 3)
+    step = max(1, int(known.sum()) // 20_000)
+    sample, label = lab[known][::step], labels[known][::step]
+    group = cloths(sample, np.ones(len(sample)))
+    state = _garments(sample, label, group)
+    scale = np.array([0.5, 1.0, 1.0])
+    for lower in (False, True):
+        # every pixel takes the garment of the samples of its own half that look like it
+        pixels, own = cloth & ((labels == Label.LOWER) == lower), (label == Label.LOWER) == lower
+        if not pixels.any() or not own.any():
+            continue
+        colours, names = _palette(sample[own], state[own])
+        nearest = cKDTree(colours * scale).query(lab[pixels] * scale)[1]
+        codes[pixels] = FIRST_CLOTH + np.minimum(names[nearest], MOST_CLOTHS - 1)
+    return codes
+
+
+def _garments(sample: np.ndarray, label: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """[S] garment of each sample: 2 x colour group, plus 1 for lower clothes of clearly another shade."""
+    state = 2 * group
+    for g in np.unique(group):
+        lower = (group == g) & (label == Label.LOWER)
+        rest = (group == g) & (label != Label.LOWER)
+        if min(lower.sum(), rest.sum()) < 30:
+            continue
+        apart = (np.median(sample[lower], axis=0) - np.median(sample[rest], axis=0)) * [0.5, 1, 1]
+        if np.linalg.norm(apart) > SAME_GARMENT:
+            state[lower] += 1
+    _, state = np.unique(state, return_inverse=True)
+    order = np.argsort(-np.bincount(state), kind="stable")
+    rank = np.empty(len(order), int)
+    rank[order] = np.arange(len(order))
+    return rank[state]
+
+
+def _palette(sample: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Colours [K, 3] that stand for garments [K], about forty each."""
+    chosen = np.concatenate(
+        [np.flatnonzero(state == s)[:: max(1, int((state == s).sum()) // 40)] for s in np.unique(state)]
+    )
+    return sample[chosen], state[chosen]
 
 
 def find_rings(
@@ -129,7 +201,7 @@ def find_rings(
     """Vote for the label of every ring.
 
     Args:
-        labels: [H, W] `Label` of the photo.
+        labels: [H, W] codes of the photo, from `garment_codes`.
         usable: [H, W] pixels that may vote (the person's own, not a held object's).
         view: The undressed body in the photo's pose.
         rest_m: [V, 3] the same vertices in the T-pose.
@@ -163,9 +235,8 @@ def _votes(points: np.ndarray, part: np.ndarray, seen: np.ndarray, start: float,
     trunk = part == Part.TRUNK
     half_width = np.percentile(np.abs(points[trunk, 0]), 95) if trunk.any() else 0.2
     weight = np.where(trunk, 0.2 + np.minimum(np.abs(points[:, 0]) / max(half_width, 0.05), 1.0) ** 2, 1.0)
-    weight = np.where(seen == Label.OTHER, 0.5 * weight, weight)
     ring = np.clip(np.floor((axis_m(points, part) - start) / BIN_M).astype(int), 0, bins - 1)
-    votes = np.zeros((4, bins, len(Label)))
+    votes = np.zeros((4, bins, FIRST_CLOTH + MOST_CLOTHS))
     for chain in range(4):
         mine = (arm == (chain >= 2)) & ((right == chain % 2) | trunk)
         other = (arm == (chain >= 2)) & (right != chain % 2) & ~trunk
@@ -177,16 +248,51 @@ def _votes(points: np.ndarray, part: np.ndarray, seen: np.ndarray, start: float,
 def _prior(rest_m: np.ndarray, parts: np.ndarray, start: float, bins: int) -> np.ndarray:
     """[4, B, L] what one expects without seeing: bare hands and shod feet firmly, clothes weakly."""
     height = start + (np.arange(bins) + 0.5) * BIN_M
-    prior = np.zeros((4, bins, len(Label)))
+    prior = np.zeros((4, bins, FIRST_CLOTH + MOST_CLOTHS))
     for side in range(2):
-        feet, hands, legs = (rest_m[parts == group[side]] for group in (FEET, HANDS, LEGS))
+        feet, hands = (rest_m[parts == group[side]] for group in (FEET, HANDS))
         ankle = feet[:, 1].max() + SHOE_ABOVE_ANKLE_M if len(feet) else -1.0
-        hip = np.percentile(legs[:, 1], 90) if len(legs) else 0.0
         wrist = np.percentile(np.abs(hands[:, 0]), 3) if len(hands) else np.inf
         body, arm = prior[side], prior[2 + side]
         body[height < ankle, Label.SHOES] = 0.6
-        body[(height >= ankle) & (height < hip), Label.LOWER] = 0.02
-        body[height >= hip, Label.UPPER] = 0.02
-        arm[height < wrist, Label.UPPER] = 0.02
+        # elsewhere the main cloth, so weakly that whatever is seen nearby goes on
+        body[height >= ankle, FIRST_CLOTH] = 0.01
+        arm[height < wrist, FIRST_CLOTH] = 0.01
         arm[height >= wrist, Label.SKIN] = 0.6
     return prior
+
+
+def snap_to_hems(rest_m: np.ndarray, triangles: np.ndarray, parts: np.ndarray, rings: Rings) -> np.ndarray:
+    """Slide leg vertices next to a hem onto it, so that the mesh has an edge where the garment ends.
+
+    Args:
+        rest_m: [V, 3] T-pose vertices.
+        triangles: [T, 3].
+        parts: [V] `Part`.
+        rings: From `find_rings`.
+
+    Returns:
+        [V, 3] vertices; those of triangles across a hem lie `HEM_GAP_M` above or below it.
+    """
+    out = np.array(rest_m, np.float64)
+    legs = np.isin(parts, LEGS)
+    code = rings.at(rest_m, parts)
+    edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
+    edges = edges[legs[edges].all(axis=1) & (code[edges[:, 0]] != code[edges[:, 1]])]
+    for i, j in np.concatenate([edges, edges[:, ::-1]]):
+        high, low = (i, j) if rest_m[i, 1] > rest_m[j, 1] else (j, i)
+        hem = _hem_between(rings, rest_m[low], rest_m[high], int(parts[i]))
+        if i == high:
+            out[i, 1] = hem + HEM_GAP_M
+        else:
+            out[i, 1] = hem - HEM_GAP_M
+    return out
+
+
+def _hem_between(rings: Rings, low_m: np.ndarray, high_m: np.ndarray, part: int) -> float:
+    """Height of the change of code between two points of one limb."""
+    heights = np.arange(low_m[1], high_m[1] + BIN_M, BIN_M / 2)
+    points = np.stack([np.full(len(heights), low_m[0]), heights, np.full(len(heights), low_m[2])], axis=1)
+    codes = rings.at(points, np.full(len(heights), part, np.uint8))
+    change = np.flatnonzero(codes != codes[0])
+    return float(heights[change[0]]) if len(change) else float(0.5 * (low_m[1] + high_m[1]))

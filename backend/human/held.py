@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from backend.human.garments import ARMS, HANDS, JOINT_PARTS
+from backend.human.garments import ARMS, FEET, HANDS, JOINT_PARTS
 from backend.human.lbs import apply_transforms, vertex_transforms
 from backend.human.model import BodyModel
 from backend.human.personal import Personal
@@ -15,6 +15,9 @@ from blender_addon.shared.skeleton import JOINT_NAMES
 
 REACH_M = 0.07
 """Loose sleeves and trouser legs stay within this distance of the body; pixels beyond it may be an object."""
+
+FOOT_REACH_M = 0.04
+"""The same at the feet: shoes fit closer."""
 
 SMALLEST_SHARE = 0.01
 """Of the mask; smaller pieces are left to the shell."""
@@ -54,8 +57,8 @@ def posed_body_m(body: BodyModel, personal: Personal, rest_m: np.ndarray) -> tup
 def find_held_objects(person: Person, body: BodyModel, personal: Personal) -> np.ndarray:
     """Find pixels of objects that the person holds or stands on.
 
-    Far from the body, nearest to a forearm, hand, shin or foot, larger than 1 % of the mask and of another colour than skin
-    and the limb's garment; then grown over the body where the colour is the object's rather than the clothes'.
+    Far from the body, nearest to a forearm, hand, shin or foot, larger than 1 % of the mask and of another colour than
+    skin and the limb's garment; then grown over the body where the colour is the object's rather than the clothes'.
 
     Args:
         person: The photo with mask and labels.
@@ -80,7 +83,9 @@ def find_held_objects(person: Person, body: BodyModel, personal: Personal) -> np
     lab = cv2.cvtColor(person.image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     skin = _skin_lab(lab, person.labels, view, joints)
     reach = max(1, round(REACH_M / px_m))
-    far = mask & (cv2.distanceTransform((~covered).astype(np.uint8), cv2.DIST_L2, 5) > reach)
+    at_foot = np.isin(near, np.flatnonzero(np.isin(JOINT_PARTS, FEET)))
+    limit = np.where(at_foot, FOOT_REACH_M / px_m, reach)
+    far = mask & (cv2.distanceTransform((~covered).astype(np.uint8), cv2.DIST_L2, 5) > limit)
     holding = np.isin(near, _holding_joints())
     foreign = np.linalg.norm((lab - skin) * _SKIN_WEIGHTS, axis=-1) > SKIN_DISTANCE
     seed = (far & holding & foreign & (person.labels != Label.HAIR)).astype(np.uint8)

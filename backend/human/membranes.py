@@ -11,14 +11,17 @@ from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from backend.human.camera import PinholeCamera
-from backend.human.garments import HANDS, JOINT_PARTS
+from backend.human.garments import ARMS, FEET, HANDS, JOINT_PARTS
 from backend.human.zbuffer import MeshView
 
 LOCAL_DEPTH_M = 0.05
 """The shell's nearest and farthest depth within this radius bound a membrane."""
 
-SMALLEST_SHARE = 8e-4
+SMALLEST_SHARE = 2e-3
 """Of the mask; smaller gaps are left to the optimiser."""
+
+BRIDGE_SHARE = 0.2
+"""A sheet with this much of its border on an arm and as much on another part would tear when the arm lifts."""
 
 HAIR_THICKNESS = 0.6
 THINNEST_M = 0.01
@@ -81,7 +84,7 @@ def build_membranes(
     px_m = float(np.median(view.nearest.depth_m[covered])) / camera.fx
     residual = cv2.morphologyEx((mask & ~covered).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
     count, pieces, stats, _ = cv2.connectedComponentsWithStats(residual)
-    near_hand = _near_hand(view, joints)
+    part = _nearest_part(view, joints)
     contour_px = cv2.distanceTransform((mask | covered).astype(np.uint8), cv2.DIST_L2, 5)
     bounds = _local_bounds(view, max(2, round(LOCAL_DEPTH_M / px_m)))
     membranes = []
@@ -90,8 +93,10 @@ def build_membranes(
         if stats[k, cv2.CC_STAT_AREA] < max(25, SMALLEST_SHARE * mask.sum()):
             continue
         is_hair = bool(hair[piece].mean() > 0.5)
-        if not is_hair and near_hand[piece].mean() > 0.5:
-            continue  # fingers that the pose missed: as a sheet they would float off when the arm moves
+        if not is_hair and (np.isin(part[piece], HANDS + FEET).mean() > 0.5 or _bridges_arm(piece, covered, part)):
+            continue  # fingers or toes that the pose missed, or a gap beside an arm: a sheet would fly with the limb
+        if not is_hair and _at_border(piece):
+            continue
         sheet = _sheet(piece, covered, bounds, contour_px, px_m, is_hair)
         if sheet is None:
             continue
@@ -102,16 +107,29 @@ def build_membranes(
     return tuple(m for m in membranes if m is not None)
 
 
-def _near_hand(view: MeshView, joints: np.ndarray) -> np.ndarray:
-    """[H, W] bool: the nearest drawn pixel shows a hand."""
+def _nearest_part(view: MeshView, joints: np.ndarray) -> np.ndarray:
+    """[H, W] `Part` of the nearest drawn pixel."""
     covered = view.nearest.covered
     _, index = cv2.distanceTransformWithLabels(
         (~covered).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
-    table = np.zeros(index.max() + 1, bool)
-    owner = joints[view.triangles[view.nearest.triangle[covered], 0]]
-    table[index[covered]] = np.isin(JOINT_PARTS[owner], HANDS)
+    table = np.zeros(index.max() + 1, np.uint8)
+    table[index[covered]] = JOINT_PARTS[joints[view.triangles[view.nearest.triangle[covered], 0]]]
     return table[index]
+
+
+def _at_border(piece: np.ndarray) -> bool:
+    """Whether a piece is cut by the picture's border: the shell did not look there, and the rest is unknown."""
+    return bool(piece[:2].any() or piece[-2:].any() or piece[:, :2].any() or piece[:, -2:].any())
+
+
+def _bridges_arm(piece: np.ndarray, covered: np.ndarray, part: np.ndarray) -> bool:
+    """Whether a piece lies between an arm and another part."""
+    border = (cv2.dilate(piece.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0) & covered
+    if not border.any():
+        return False
+    arm = float(np.isin(part[border], ARMS + HANDS).mean())
+    return BRIDGE_SHARE < arm < 1 - BRIDGE_SHARE
 
 
 def _local_bounds(view: MeshView, radius_px: int) -> tuple[np.ndarray, np.ndarray]:

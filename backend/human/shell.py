@@ -1,8 +1,8 @@
 """The outline shell: the body surface moved along its normals until it fills the person's mask.
 
 Rim vertices (seen edge on) measure how far the mask reaches beyond them, or how far they stick out of it; a smooth
-displacement over the whole mesh takes those values (least squares with a squared Laplacian). Edges across a hem are nearly
-cut, so the clothes end in a step.
+displacement over the whole mesh takes those values (least squares with a squared Laplacian). Edges across a hem are
+nearly cut, so the clothes end in a step.
 """
 
 from __future__ import annotations
@@ -56,6 +56,10 @@ CAPS_M = {
     "foot": 0.015,
 }
 """Largest displacement; feet beyond 1.5 cm become clown shoes. Head, neck and hands have none."""
+
+
+WIDEST_GAP_M = 0.08
+"""Between an arm and the trunk, where the mask has no background."""
 
 
 @dataclass(frozen=True)
@@ -276,4 +280,7 @@ def _march(
                 weight[i], wanted[i] = 1.0, 0.97 * s * px
                 break
             if s > 3 and owner[b, a] >= 0 and not family[joints[i], owner[b, a]]:
-                break  # the ray reached another limb
+                if s * px < WIDEST_GAP_M:
+                    # cloth all the way to another limb: each takes half of the gap
+                    weight[i], wanted[i] = 0.5, 0.5 * s * px
+                break

@@ -1,8 +1,8 @@
 """Colours of what the photo does not show.
 
-Every unseen disc knows its label (which garment, or skin) and its place along the limb. It takes the mirrored disc of the
-same label where that is seen, else what goes round the limb at its height (rows.py). The difference to the photo at the
-border is carried a little way on, which closes the seams.
+Every unseen disc knows its label (which garment, or skin) and its place along the limb. It takes the mirrored disc of
+the same label where that is seen, else what goes round the limb at its height (rows.py). The difference to the photo at
+the border is carried a little way on, which closes the seams.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix, diags
 from scipy.spatial import cKDTree
 
 from backend.splats.colour import SEEN, blend_weight, to_lab, to_rgb
-from backend.splats.rows import row_colours
+from backend.splats.rows import cloths, row_colours
 
 MIRROR_SCALE_M = 0.02
 MIRROR_NORMAL = 0.7
@@ -27,6 +27,12 @@ SEAM_STEPS = 40
 """The border's difference fades by 0.94 per disc: half of it is gone after 11 discs, about 7 cm."""
 
 SEAM_LIMIT_LAB = (14.0, 10.0, 10.0)
+PLAIN_SHARE = 0.55
+JOIN_M = 0.05
+USUAL_SHADING = (0.0, 5.0, 5.0)
+"""L per unit of the normal's x, y and |z| under light from above and in front; what a fit to the photo starts from."""
+
+SHADING_SHARE = 0.6
 DETAIL = 0.45
 DETAIL_LIMIT_LAB = (6.0, 3.0, 3.0)
 
@@ -42,6 +48,7 @@ class FillSurface:
         sides: [N] int, -1 right, 0 trunk, 1 left: limbs do not take detail from each other.
         axis_m: [N] coordinate along the limb.
         labels: [N] int label of each disc.
+        areas_m2: [N] area that each disc stands for.
     """
 
     positions_m: np.ndarray
@@ -50,6 +57,7 @@ class FillSurface:
     sides: np.ndarray
     axis_m: np.ndarray
     labels: np.ndarray
+    areas_m2: np.ndarray
 
 
 def fill_colours(
@@ -75,38 +83,91 @@ def fill_colours(
     """
     photo = to_lab(photo_rgb)
     seen = confidence > SEEN
-    rows = _row_colours(surface, photo, seen, defaults_rgb, overall_rgb)
-    fill = rows + _detail(surface, photo - rows, seen, seed)
-    partner, trust = _mirror(surface, seen)
+    cloth = _cloths(surface, photo, seen)
+    rows = _join_families(surface, _row_colours(surface, photo, cloth, defaults_rgb, overall_rgb))
+    main = cloth == 0
+    fill = rows + _shading(surface, (photo - rows)[:, 0], main)
+    fill += _detail(surface, photo - fill, main, seen, seed)
+    plain = main & (np.abs(photo - fill) < 1.3 * np.array(SEAM_LIMIT_LAB)).all(axis=1)
+    partner, trust = _mirror(surface, seen, cloth, plain)
     usable = trust > 0
     fill[usable] += trust[usable, None] * (photo[partner[usable]] - fill[usable])
-    fill += _seam_offset(surface, photo - fill, confidence)
+    fill += _seam_offset(surface, photo - fill, seen, main)
     share = blend_weight(confidence)[:, None]
     return to_rgb(share * photo + (1 - share) * fill)
+
+
+def _cloths(surface: FillSurface, photo: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """[N] cloth of each seen disc within its label, 0 the main one; -1 where unseen or where too little is seen."""
+    cloth = np.full(len(photo), -1)
+    for label in np.unique(surface.labels[seen]):
+        source = np.flatnonzero(seen & (surface.labels == label))
+        if len(source) >= 30:
+            cloth[source] = cloths(photo[source], surface.areas_m2[source])
+    return cloth
 
 
 def _row_colours(
     surface: FillSurface,
     photo: np.ndarray,
-    seen: np.ndarray,
+    cloth: np.ndarray,
     defaults_rgb: Mapping[int, np.ndarray],
     overall_rgb: np.ndarray,
 ) -> np.ndarray:
-    """[N, 3] Lab of the row statistics of every disc's family and label."""
+    """[N, 3] Lab of what goes round at the place of every disc, by family and label."""
     out = np.tile(to_lab(np.asarray(overall_rgb)[None]), (len(photo), 1))
     for label in np.unique(surface.labels):
         mine = surface.labels == label
-        source = mine & seen
         if label in defaults_rgb:
             out[mine] = to_lab(np.asarray(defaults_rgb[label])[None])
-        elif source.sum() >= 30:
-            out[mine] = np.median(photo[source], axis=0)
+        elif (mine & (cloth == 0)).any():
+            out[mine] = np.median(photo[mine & (cloth == 0)], axis=0)
         for family in np.unique(surface.families[mine]):
             target = mine & (surface.families == family)
-            own = target & seen
+            own = target & (cloth >= 0)
             if own.sum() >= 40:
                 flank = _flanks(surface, own)
-                out[target] = row_colours(surface.axis_m[flank], photo[flank], surface.axis_m[target])
+                out[target] = row_colours(
+                    surface.axis_m[flank], photo[flank], cloth[flank], surface.areas_m2[flank], surface.axis_m[target]
+                )
+    return out
+
+
+def _join_families(surface: FillSurface, rows: np.ndarray) -> np.ndarray:
+    """Row colours [N, 3] that pass into each other where an arm meets the trunk in the same label."""
+    out = rows.copy()
+    for label in np.unique(surface.labels):
+        mine = np.flatnonzero(surface.labels == label)
+        for family in np.unique(surface.families[mine]):
+            own, other = mine[surface.families[mine] == family], mine[surface.families[mine] != family]
+            if len(other) == 0:
+                continue
+            tree = cKDTree(surface.positions_m[other])
+            distance, nearest = tree.query(surface.positions_m[own], k=min(12, len(other)))
+            distance, nearest = distance.reshape(len(own), -1), nearest.reshape(len(own), -1)
+            share = 0.5 * np.exp(-distance.mean(axis=1) / JOIN_M)[:, None]
+            out[own] += share * (rows[other[nearest]].mean(axis=1) - rows[own])
+    return out
+
+
+def _shading(surface: FillSurface, lightness: np.ndarray, main: np.ndarray) -> np.ndarray:
+    """[N, 3] (L only) roundness: how lightness falls with the normal where it is seen, half of it used everywhere.
+
+    Args:
+        surface: Places.
+        lightness: [N] L minus the row's, meaningful where `main`.
+        main: [N] seen discs of their garment's main cloth.
+    """
+    n = surface.normals
+    basis = np.stack([n[:, 0], n[:, 1], np.abs(n[:, 2]) - 0.5], axis=1)
+    gain = np.array([0.0, *USUAL_SHADING[1:]])
+    if main.sum() > 300:
+        a = basis[main] - basis[main].mean(axis=0)
+        y = np.clip(lightness[main], -25, 25)
+        gain = np.linalg.solve(a.T @ a + 50 * np.eye(3), a.T @ (y - y.mean()) + 50 * np.array(USUAL_SHADING))
+    gain = np.clip(gain, -12, 12)
+    out = np.zeros((len(n), 3))
+    out[:, 0] = SHADING_SHARE * (basis @ gain)
     return out
 
 
@@ -125,20 +186,21 @@ def _flanks(surface: FillSurface, own: np.ndarray) -> np.ndarray:
     return np.concatenate([flank, limbs]) if len(flank) > 40 else index
 
 
-def _detail(surface: FillSurface, residual: np.ndarray, seen: np.ndarray, seed: int) -> np.ndarray:
-    """[N, 3] the cloth's fine structure, from the seen disc at the same height and place across."""
+def _detail(surface: FillSurface, residual: np.ndarray, main: np.ndarray, seen: np.ndarray, seed: int) -> np.ndarray:
+    """[N, 3] the cloth's fine structure, from the seen disc of the main cloth at the same height and place across."""
     out = np.zeros_like(residual)
     rng = np.random.default_rng(seed)
     limit = np.array(DETAIL_LIMIT_LAB)
-    local = residual - _neighbour_mean(surface.positions_m, residual, seen)
+    # well inside the main cloth: the rim of a badge is not its grain
+    purity = _neighbour_mean(surface.positions_m, main[:, None].astype(float), seen)[:, 0]
+    local = residual - _neighbour_mean(surface.positions_m, residual, main)
+    apart = 0.3 * surface.families + 0.1 * surface.sides
+    key = np.stack([surface.axis_m, surface.positions_m[:, 0], apart], axis=1)
     for label in np.unique(surface.labels):
-        plain = (np.abs(residual) < 3 * limit).all(axis=1)
-        source = np.flatnonzero(seen & plain & (surface.labels == label))
+        source = np.flatnonzero(main & (purity > 0.9) & (surface.labels == label))
         target = np.flatnonzero(~seen & (surface.labels == label))
         if len(source) < 30 or len(target) == 0:
             continue
-        apart = 0.3 * surface.families + 0.1 * surface.sides
-        key = np.stack([surface.axis_m, surface.positions_m[:, 0], apart], axis=1)
         distance, nearest = cKDTree(key[source]).query(key[target])
         close = distance < 0.015
         picked = np.where(close, source[nearest], source[rng.integers(0, len(source), len(target))])
@@ -157,8 +219,13 @@ def _neighbour_mean(positions: np.ndarray, values: np.ndarray, seen: np.ndarray)
     return out
 
 
-def _mirror(surface: FillSurface, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mirror partner [N] of each unseen disc among the seen ones of its label and family, and the trust in it [N]."""
+def _mirror(
+    surface: FillSurface, seen: np.ndarray, cloth: np.ndarray, plain: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mirror partner [N] of each unseen disc among the seen ones of its label and family, and the trust in it [N].
+
+    Where one cloth makes up most of a garment, its patches are no partners: half a badge looks like a stain.
+    """
     partner, trust = np.zeros(len(seen), int), np.zeros(len(seen))
     flip = np.array([-1.0, 1.0, 1.0])
     key = np.concatenate([surface.positions_m / MIRROR_SCALE_M, MIRROR_NORMAL * surface.normals], axis=1)
@@ -168,6 +235,9 @@ def _mirror(surface: FillSurface, seen: np.ndarray) -> tuple[np.ndarray, np.ndar
     group = surface.families * 100 + surface.labels
     for g in np.unique(group[~seen]):
         source, target = np.flatnonzero(seen & (group == g)), np.flatnonzero(~seen & (group == g))
+        area = surface.areas_m2[source]
+        if len(source) and (area * (cloth[source] == 0)).sum() > PLAIN_SHARE * area.sum():
+            source = source[plain[source]]
         if len(source) == 0:
             continue
         distance, nearest = cKDTree(key[source]).query(flipped[target])
@@ -176,12 +246,12 @@ def _mirror(surface: FillSurface, seen: np.ndarray) -> tuple[np.ndarray, np.ndar
     return partner, trust
 
 
-def _seam_offset(surface: FillSurface, difference: np.ndarray, confidence: np.ndarray) -> np.ndarray:
+def _seam_offset(surface: FillSurface, difference: np.ndarray, seen: np.ndarray, main: np.ndarray) -> np.ndarray:
     """[N, 3] the seen discs' difference to their own fill, low-passed and carried into the unseen ones with decay.
 
     Neighbours of another label or turned the other way take no part.
     """
-    count = len(confidence)
+    count = len(seen)
     k = min(9, count)
     _, near = cKDTree(surface.positions_m).query(surface.positions_m, k=k)
     i, j = np.repeat(np.arange(count), k - 1), near[:, 1:].ravel()
@@ -190,10 +260,9 @@ def _seam_offset(surface: FillSurface, difference: np.ndarray, confidence: np.nd
     links = csr_matrix((linked.astype(np.float64), (i, j)), shape=(count, count))
     links.eliminate_zeros()
     average = diags(1 / np.maximum(np.asarray(links.sum(axis=1)).ravel(), 1)) @ links
-    seen = confidence > SEEN
     limit = np.array(SEAM_LIMIT_LAB)
     # a badge or strap at the border is not the cloth's shade: it is not carried on
-    plain = seen & (np.abs(difference) < 1.5 * limit).all(axis=1)
+    plain = main & (np.abs(difference) < 1.5 * limit).all(axis=1)
     known = np.where(plain[:, None], np.clip(difference, -limit, limit), 0.0)
     presence = plain.astype(np.float64)
     for _ in range(6):

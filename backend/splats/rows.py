@@ -39,15 +39,19 @@ def best_sequence(score: np.ndarray, change_cost: float) -> np.ndarray:
     return path
 
 
-def row_colours(axis_m: np.ndarray, lab: np.ndarray, wanted_m: np.ndarray) -> np.ndarray:
+def row_colours(
+    axis_m: np.ndarray, lab: np.ndarray, cloth: np.ndarray, weights: np.ndarray, wanted_m: np.ndarray
+) -> np.ndarray:
     """What goes round the limb at given heights.
 
-    The samples' colours are grouped into cloths; each row takes one of them, the main one unless another fills the row, so
-    that a badge, a zip or a deep fold stays where it was seen. Lightness is smoothed over a longer stretch than chroma.
+    Each row takes one of the cloths, the main one unless another fills the row, so that a badge, a zip or a deep fold
+    stays where it was seen. Lightness is smoothed over a longer stretch than chroma.
 
     Args:
         axis_m: [S] coordinate of the samples along the limb.
         lab: [S, 3] their colours, CIE Lab.
+        cloth: [S] from `cloths`, 0 the main one.
+        weights: [S] area of each sample.
         wanted_m: [M] coordinates to fill.
 
     Returns:
@@ -56,14 +60,16 @@ def row_colours(axis_m: np.ndarray, lab: np.ndarray, wanted_m: np.ndarray) -> np
     start = float(axis_m.min()) - ROW_M
     count = int((axis_m.max() - start) / ROW_M) + 3
     row = ((axis_m - start) / ROW_M).astype(int)
-    group = _cloths(lab)
-    share = np.zeros((count, int(group.max()) + 1))
-    np.add.at(share, (row, group), 1.0)
+    share = np.zeros((count, int(cloth.max()) + 1))
+    np.add.at(share, (row, cloth), weights)
     total = share.sum(axis=1, keepdims=True)
-    score = share / np.maximum(total, 1) * np.minimum(total / 6, 1)
-    score[:, 0] += MAIN_BONUS
+    score = share / np.maximum(total, 1e-12) * np.minimum(total / (6 * weights.mean()), 1)
+    if (cloth == 0).any():
+        score[:, 0] += MAIN_BONUS
     chosen = best_sequence(score, CHANGE_COST_ROWS)
-    fits = chosen[row] == group
+    fits = chosen[row] == cloth
+    if not fits.any():
+        fits = np.ones(len(row), bool)
     medians, known = _row_medians(row[fits], lab[fits], count)
     centres = start + (np.arange(count) + 0.5) * ROW_M
     table = _smooth(medians, known, chosen)
@@ -72,22 +78,30 @@ def row_colours(axis_m: np.ndarray, lab: np.ndarray, wanted_m: np.ndarray) -> np
     rows_seen = centres[known]
     beyond = np.maximum(rows_seen[0] - wanted_m, wanted_m - rows_seen[-1])
     t = np.clip((beyond - 0.02) / 0.10, 0, 1)[:, None]
-    return (1 - t) * values + t * np.median(lab[group == 0], axis=0)
+    main = cloth == 0 if (cloth == 0).any() else fits
+    return (1 - t) * values + t * np.median(lab[main], axis=0)
 
 
-def _cloths(lab: np.ndarray) -> np.ndarray:
-    """[S] group of each sample, 0 the largest: clusters of colour linked where they are near."""
+def cloths(lab: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Group colours into cloths: clusters that are linked where they are near, so that light and shade stay together.
+
+    Args:
+        lab: [S, 3] CIE Lab.
+        weights: [S] area of each sample.
+
+    Returns:
+        [S] int cloth of each sample; 0 has the largest area.
+    """
     samples = (lab * _LAB_WEIGHTS).astype(np.float32)
     cv2.setRNGSeed(0)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
-    count = max(1, min(7, len(samples) // 10))
+    count = max(1, min(8, len(samples) // 10))
     _, member, centres = cv2.kmeans(samples, count, None, criteria, 2, cv2.KMEANS_PP_CENTERS)
     linked = np.linalg.norm(centres[:, None] - centres[None], axis=2) < SAME_CLOTH
     for _ in range(count):
         linked = (linked.astype(int) @ linked.astype(int)) > 0
-    name = linked.argmax(axis=1)
-    group = name[member.ravel()]
-    order = np.argsort(-np.bincount(group, minlength=count))
+    group = linked.argmax(axis=1)[member.ravel()]
+    order = np.argsort(-np.bincount(group, weights, count), kind="stable")
     rank = np.empty(count, int)
     rank[order] = np.arange(count)
     return rank[group]
