@@ -23,6 +23,8 @@ from backend.human import fit_losses as terms
 from backend.human.camera import PinholeCamera
 from backend.human.fit_losses import Observation, Parts, PosePrior
 from backend.human.fit_model import BODY_JOINTS, DTYPE, SHAPE_COUNT, FitModel, relaxed_fingers
+from backend.human.hands import fit_hand, hand_columns
+from backend.human.lbs import joint_transforms
 from backend.human.least_squares import SolveSettings, minimise
 from backend.human.model import BodyModel, Region
 from blender_addon.shared.skeleton import PARENTS
@@ -200,6 +202,7 @@ def observe(person: Person, body: BodyModel, settings: FitSettings) -> tuple[Obs
         bones=torch.tensor(bones),
         bone_directions=torch.tensor(directions, dtype=DTYPE),
         bone_precision=torch.tensor(bone_precision, dtype=DTYPE),
+        feet_yaw_rad=torch.tensor(_feet_yaw(world), dtype=DTYPE),
         face_px=torch.tensor(face, dtype=DTYPE),
         face_precision=face_precision,
         feet_seen=torch.tensor(np.where(feet > 0.5, feet, 0.0), dtype=DTYPE),
@@ -222,11 +225,10 @@ def _image_scale(keypoints: np.ndarray, world: np.ndarray, visibility: np.ndarra
 def _bone_directions(world: np.ndarray, visibility: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Directions of `terms.BONES` in the camera's frame and how well each component is known."""
     pairs = np.array([bone[:2] for bone in terms.BONES])
-    offset = np.array([bone[2] for bone in terms.BONES])
-    sd = np.array([bone[3] for bone in terms.BONES])
+    gain, offset, sd = np.array([bone[2:] for bone in terms.BONES]).T
     d = world[pairs[:, 1]] - world[pairs[:, 0]]
     d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-6)
-    d[:, 2] = np.clip(d[:, 2] + offset, -0.999, 0.999)
+    d[:, 2] = np.clip(gain * d[:, 2] + offset, -0.999, 0.999)
     flat = np.linalg.norm(d[:, :2], axis=1, keepdims=True)
     d[:, :2] *= np.sqrt(1.0 - d[:, 2:] ** 2) / np.maximum(flat, 1e-6)
     seen = visibility[pairs].min(1)
@@ -234,6 +236,12 @@ def _bone_directions(world: np.ndarray, visibility: np.ndarray) -> tuple[np.ndar
     share = np.where(seen > 0.5, seen, 0.0)
     precision = np.stack([share / 0.3, share / 0.3, share / sd], axis=1)
     return pairs, d, precision
+
+
+def _feet_yaw(world: np.ndarray) -> np.ndarray:
+    """[2] direction of left and right foot about the vertical, radians, 0 towards the camera, turned to +x positive."""
+    ahead = np.stack([world[toe] - world[heel] for heel, toe in zip(terms.HEELS, terms.TOES, strict=True)])
+    return np.arctan2(ahead[:, 0], -ahead[:, 2]) + np.array([-terms.FOOT_SPLAY_RAD, terms.FOOT_SPLAY_RAD])
 
 
 def _face(person: Person, body: BodyModel, pixels_per_m: float) -> tuple[np.ndarray, float]:
@@ -367,16 +375,52 @@ def _result(
         warnings.append("The photo shows no upright stance: the body's lean is uncertain.")
     if error > 0.03 * solve.seen.pixels_per_m * 1.7:
         warnings.append("The body fits the photo poorly; check the pose and correct the rig where needed.")
+    camera = PinholeCamera(w2c, focal, focal, centre[0], centre[1], width, height)
+    pose, hand_warnings = _pose_hands(pose, betas, translation, camera, person, body, context)
     return BodyFit(
         betas=betas.astype(np.float32),
         pose=pose.astype(np.float32),
         translation_m=translation.astype(np.float32),
-        camera=PinholeCamera(w2c, focal, focal, centre[0], centre[1], width, height),
+        camera=camera,
         loss=solve.photo_cost(x, switches),
         keypoint_error_px=error,
         lean_prior_used=lean_used,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *hand_warnings),
     )
+
+
+def _pose_hands(
+    pose: np.ndarray,
+    betas: np.ndarray,
+    translation: np.ndarray,
+    camera: PinholeCamera,
+    person: Person,
+    body: BodyModel,
+    context: Context,
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Wrists and fingers from the hand landmarks where they fit a hand; the relaxed curl elsewhere."""
+    rest = body.rest(betas)
+    pose = pose.copy()
+    warnings = []
+    rotations, positions = joint_transforms(torch.tensor(rest[1], dtype=DTYPE), torch.tensor(pose, dtype=DTYPE))
+    hands = (
+        ("left", person.left_hand_px, person.left_hand_world_m),
+        ("right", person.right_hand_px, person.right_hand_world_m),
+    )
+    for side, (name, pixels, world) in enumerate(hands):
+        context.raise_if_cancelled()
+        context.progress(STAGE, 3 + 0.5 * side, 4, f"{name} hand")
+        if len(pixels) != 21:
+            continue
+        wrist, fingers = hand_columns(side)[0], hand_columns(side)[1:]
+        forearm, at = rotations[18 + side].numpy(), positions[wrist].numpy() + translation
+        found = fit_hand(body, rest, side, forearm, at, pose[wrist], pixels, world, camera)
+        if found is None:
+            warnings.append(f"The {name} hand's landmarks do not fit a hand; its fingers are relaxed.")
+            continue
+        pose[wrist], pose[fingers] = found.wrist, found.fingers
+    context.progress(STAGE, 4, 4, "done")
+    return pose, tuple(warnings)
 
 
 def _axis_angle(rotation: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ PARAMETERS = BETAS.stop
 # Switches: upright prior 0..1, robust scale of key points in standard deviations, weight of world x and y directions
 SWITCH_UPRIGHT, SWITCH_ROBUST, SWITCH_FLAT = 0, 1, 2
 
+PITCH_MEAN_RAD = np.radians(2.0)  # cameras are held at chest to eye height and look a little down
 PITCH_SD_RAD = np.radians(3.0)  # photos are taken level; 6 degrees let the pitch absorb the lean (measured earlier)
 TILT_SD_RAD = np.radians(7.0)  # pelvis of upright people, tuned
 FREE_TILT_SD_RAD = np.radians(60.0)
@@ -40,14 +41,18 @@ SILHOUETTE_SD_M = 0.03
 NOSE, LEFT_EAR, RIGHT_EAR = 0, 7, 8
 SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = (11, 12), (13, 14), (15, 16), (23, 24), (25, 26), (27, 28)
 HEELS, TOES = (29, 30), (31, 32)
-# first landmark, second, offset of dz (truth minus mediapipe), sd of dz: renders
+# first landmark, second, gain and offset that undo mediapipe's bias of dz (lines across the body come out too frontal,
+# shins too far), sd of dz: renders; the shins' offset also from the development figures
 BONES = (
-    (11, 13, -0.09, 0.24), (12, 14, -0.09, 0.24), (13, 15, -0.08, 0.25), (14, 16, -0.08, 0.25),
-    (23, 25, -0.06, 0.18), (24, 26, -0.06, 0.18), (25, 27, -0.06, 0.16), (26, 28, -0.06, 0.16),
-    (29, 31, 0.0, 0.25), (30, 32, 0.0, 0.25), (12, 11, 0.0, 0.13), (24, 23, 0.0, 0.105),
-    (23, 11, 0.11, 0.20), (24, 12, 0.11, 0.20), (8, 7, 0.0, 0.20),
+    (11, 13, 1.0, -0.09, 0.24), (12, 14, 1.0, -0.09, 0.24), (13, 15, 1.0, -0.08, 0.25), (14, 16, 1.0, -0.08, 0.25),
+    (23, 25, 1.0, -0.05, 0.18), (24, 26, 1.0, -0.05, 0.18), (25, 27, 1.0, -0.11, 0.17), (26, 28, 1.0, -0.11, 0.17),
+    (12, 11, 1.2, 0.0, 0.15), (24, 23, 1.2, 0.0, 0.11),
+    (23, 11, 1.0, 0.11, 0.20), (24, 12, 1.0, 0.11, 0.20), (8, 7, 1.0, 0.0, 0.20),
 )  # fmt: skip
-TORSO_BONES = ((12, 11), (24, 23), (23, 11), (24, 12))
+FOOT_SPLAY_RAD = np.radians(10.0)  # mediapipe turns each foot outwards by this (renders); the mean of both is exact
+FOOT_SD_RAD = np.radians(15.0)  # one foot's direction
+FEET_SD_RAD = np.radians(6.5)  # mean of both: the best single clue for the yaw of standing people
+SYMMETRY_SD_RAD = 0.13  # feet point to both sides of where the pelvis faces (tuned)
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,10 @@ class Observation:
         bones: [M, 2] landmark pairs.
         bone_directions: [M, 3] camera-frame directions of unit length (x right, y down, z away), offset corrected.
         bone_precision: [M, 3] one over the standard deviation; 0 where not seen.
+        feet_yaw_rad: [2] direction of left and right foot about gravity, 0 towards the camera, splay corrected.
         face_px: [F, 2] landmarks that belong to `Parts.face`.
         face_precision: One over the standard deviation in px.
         feet_seen: [4] 0..1 for left heel, right heel, left toe, right toe.
-        feet_seen_both: 0..1.
         distance_px: [H, W] distance to the mask outside it, or None without a mask.
         pixels_per_m: Rough scale at the person.
     """
@@ -77,6 +82,7 @@ class Observation:
     bones: torch.Tensor
     bone_directions: torch.Tensor
     bone_precision: torch.Tensor
+    feet_yaw_rad: torch.Tensor
     face_px: torch.Tensor
     face_precision: float
     feet_seen: torch.Tensor
@@ -194,6 +200,7 @@ def photo_residuals(
     away = (direction - seen.bone_directions) * seen.bone_precision
     away = torch.cat([away[:, :2] * switches[SWITCH_FLAT], away[:, 2:]], 1)
     rows = [saturate(flat, robust).reshape(-1), saturate(away[..., None], 3.0).reshape(-1)]
+    rows.append(_feet_directions(body, seen))
     if len(seen.face_px):
         face = parts.model.place(parts.face, *body.unposed, body.rotations, body.joints_m)
         error = (project(body.to_camera(face), seen) - seen.face_px) * seen.face_precision
@@ -201,11 +208,22 @@ def photo_residuals(
     return torch.cat(rows)
 
 
+def _feet_directions(body: Posed, seen: Observation) -> torch.Tensor:
+    """Each foot's direction about gravity, and their mean, which is known far better: [3]."""
+    ahead = body.joints_m[[10, 11]] - body.joints_m[[7, 8]]
+    turn = torch.atan2(ahead[:, 0], ahead[:, 2]) - seen.feet_yaw_rad
+    turn = torch.atan2(torch.sin(turn), torch.cos(turn))
+    share = torch.minimum(seen.feet_seen[:2], seen.feet_seen[2:])
+    each = share * saturate(turn[:, None] / FOOT_SD_RAD, 3.0)[:, 0]
+    both = share.min() * saturate(turn.mean()[None, None] / FEET_SD_RAD, 3.0)[0]
+    return torch.cat([each, both])
+
+
 def gravity_residuals(
     body: Posed, x: torch.Tensor, parts: Parts, seen: Observation, upright: torch.Tensor
 ) -> torch.Tensor:
     """Camera pitch, upright spine relative to the model's own rest pitch, soles on one floor, pelvis over the feet."""
-    rows = [(x[PITCH] / PITCH_SD_RAD)[None]]
+    rows = [((x[PITCH] - PITCH_MEAN_RAD) / PITCH_SD_RAD)[None]]
     tilt_sd = upright * TILT_SD_RAD + (1.0 - upright) * FREE_TILT_SD_RAD
     rows.append(x[TILT] / tilt_sd)
     turn = rodrigues(torch.stack([torch.zeros_like(x[YAW]), -x[YAW], torch.zeros_like(x[YAW])]))
@@ -228,13 +246,14 @@ def gravity_residuals(
 
 
 def body_residuals(body: Posed, x: torch.Tensor, parts: Parts, prior: PosePrior) -> torch.Tensor:
-    """Pose prior, joint limits, shape prior and arms that do not enter the torso."""
+    """Pose prior, joint limits, shape prior, symmetric feet and arms that do not enter the torso."""
     pose = x[POSE].reshape(-1, 3)
     rows = [
         ((pose - prior.mean) / prior.sd).reshape(-1),
         (torch.relu(prior.low - pose) / LIMIT_SD_RAD).reshape(-1),
         (torch.relu(pose - prior.high) / LIMIT_SD_RAD).reshape(-1),
         x[BETAS],
+        ((pose[0, 1] + pose[1, 1] + pose[6, 1] + pose[7, 1]) / SYMMETRY_SD_RAD)[None],
         _arms_in_torso(body, parts),
     ]
     return torch.cat(rows)

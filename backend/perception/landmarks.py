@@ -100,12 +100,14 @@ def pose_over_crops(image: np.ndarray, first: PoseObservation) -> tuple[PoseObse
     """
     height, width = image.shape[:2]
     runs = [first]
+    flipped = None
     mirrored = detect_pose(image[:, ::-1])
     if mirrored is not None:
         points = mirrored.keypoints_px[_MIRRORED].copy()
         points[:, 0] = width - points[:, 0]
         world = mirrored.world_m[_MIRRORED] * [-1, 1, 1]
-        runs.append(PoseObservation(points, mirrored.visibility[_MIRRORED], world, mirrored.mask[:, ::-1]))
+        flipped = PoseObservation(points, mirrored.visibility[_MIRRORED], world, mirrored.mask[:, ::-1])
+        runs.append(flipped)
     box = visible_box(first)
     for margin in (0.15, 0.35, 0.6):
         x0, y0, x1, y1 = expand_box(box, margin, width, height)
@@ -117,12 +119,15 @@ def pose_over_crops(image: np.ndarray, first: PoseObservation) -> tuple[PoseObse
         runs.append(PoseObservation(run.keypoints_px + [x0, y0], run.visibility, run.world_m, mask))
     runs = _consistent(runs)
     points = np.stack([r.keypoints_px for r in runs])
+    # mediapipe's depth leans to one side (4 degrees of yaw on renders): both mirrorings count alike
+    sides = [[r.world_m for r in runs if (r is flipped) == side] for side in (False, True)]
+    world_m = np.mean([np.median(side, axis=0) for side in sides if side], axis=0)
     median = np.median(points, axis=0)
     spread = np.median(np.linalg.norm(points - median, axis=-1), axis=0)
     merged = PoseObservation(
         median,
         np.median([r.visibility for r in runs], axis=0),
-        np.median([r.world_m for r in runs], axis=0),
+        world_m,
         np.median([r.mask for r in runs], axis=0).astype(np.float32),
     )
     return merged, spread
