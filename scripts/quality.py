@@ -227,7 +227,7 @@ def table_rows(avatars: Scores, painted: Scores, cutouts: Scores) -> list[Row]:
 def gain_rows(avatars: Scores, painted: Scores, cutouts: Scores) -> list[Row]:
     """IoU minus the baseline's, figure by figure, over the views at 45, -45 and 90 degrees."""
     rows = []
-    for baseline, others in (("painted body", painted), ("flat cut-out", cutouts)):
+    for word, baseline, others in (("painted", "painted body", painted), ("cutout", "flat cut-out", cutouts)):
         if not others:
             continue
         for name, azimuths in (("45", (45, -45)), ("90", (90,))):
@@ -237,7 +237,9 @@ def gain_rows(avatars: Scores, painted: Scores, cutouts: Scores) -> list[Row]:
             ]
             for kind in ("mean", "worst"):
                 note = f"{baseline}; asked for at least 0.10"
-                rows.append(Row(f"iou_gain_{name}_{kind}", _reduce(gains, kind, True), "", n=len(gains), note=note))
+                rows.append(
+                    Row(f"iou_gain_{name}_over_{word}_{kind}", _reduce(gains, kind, True), "", n=len(gains), note=note)
+                )
     return rows
 
 
@@ -248,14 +250,17 @@ def _reduce(values: Sequence[float], kind: str, big: bool) -> float:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Print the rows with the issue's targets."""
-    print(f"\n{'measure':<30}{'value':>10} {'unit':<5}{'target':>8}   against")
+    """Print the rows with what is asked for; mean and worst of a measure share a line."""
+    print(f"\n{'measure':<28}{'mean':>9}{'worst':>9} {'unit':<5}{'asked':>7}   against (mean, worst)")
+    lines: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        key = row.name.removesuffix("_mean").removesuffix("_worst")
-        target = TARGETS.get(row.name, TARGETS.get(key))
-        against = f"{row.against} {row.against_value:.3f}" if row.against_value is not None else row.note
+        lines.setdefault((row.name.removesuffix("_mean").removesuffix("_worst"), row.against), []).append(row)
+    for (key, _), group in lines.items():
+        target = next((TARGETS[n] for n in (key, *(r.name for r in group)) if n in TARGETS), None)
+        values = "".join(f"{row.value:>9.3f}" for row in group).ljust(18)
+        against = ", ".join(f"{row.against_value:.3f}" for row in group if row.against_value is not None)
         shown = "" if target is None else f"{target:g}"
-        print(f"{row.name:<30}{row.value:>10.3f} {row.unit:<5}{shown:>8}   {against}")
+        print(f"{key:<28}{values} {group[0].unit:<5}{shown:>7}   {group[0].against} {against} {group[0].note}".rstrip())
 
 
 def measure_portrait(given: argparse.Namespace) -> list[Row]:

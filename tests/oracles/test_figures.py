@@ -217,7 +217,7 @@ def test_table_rows_reduce_and_compare(truth: FigureTruth) -> None:
     rows = {(row.name, row.against): row for row in table_rows([method, method], [], [flat, flat])}
     row = rows["iou_90_worst", "flat cut-out"]
     assert row.value == 1 and row.against_value == flat.views[90].iou and row.n == 2
-    gain = rows["iou_gain_45_mean", ""]
+    gain = rows["iou_gain_45_over_cutout_mean", ""]
     assert gain.value == pytest.approx(1 - (flat.views[45].iou + flat.views[-45].iou) / 2)
     assert Row("joint_error_mean", 30, "mm", "painted body", 60).ratio == 2
     assert set(row.to_json()) == {
