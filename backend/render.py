@@ -65,7 +65,9 @@ def _render_sequence(options: Namespace, controls: Mapping[str, str]) -> int:
         raise UserError("two of the files have the same name; render them one by one")
     # Read twice: a long sequence need not fit into memory, and the camera has to know every frame.
     corners = [_bounds(_posed_source(source, options.pose, controls)) for source in options.sources]
-    bounds = (np.min([low for low, _ in corners], axis=0), np.max([high for _, high in corners], axis=0))
+    low, high = np.min([low for low, _ in corners], axis=0), np.max([high for _, high in corners], axis=0)
+    margin = 0.04 * (high - low).max()  # nearer limbs look larger than the box that the camera is set by
+    bounds = (low - margin, high + margin)
     sink = TerminalSink(sys.stdout)
     for index, source in enumerate(options.sources):
         cloud = _posed_source(source, options.pose, controls)

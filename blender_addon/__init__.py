@@ -5,7 +5,8 @@ Nothing here imports Blender before `register`, so that the backend can import `
 
 from __future__ import annotations
 
-ADDON_ID: str = ".".join(__package__.split(".")[:3]) if (__package__ or "").startswith("bl_ext.") else __package__ or ""
+_PACKAGE = __package__ or ""
+ADDON_ID: str = ".".join(_PACKAGE.split(".")[:3]) if _PACKAGE.startswith("bl_ext.") else _PACKAGE
 """`bl_ext.<repository>.effigy` as an extension, the package name in a checkout; preferences and user folders use it."""
 
 

@@ -54,7 +54,7 @@ def create_cloud_object(name: str, cloud: GaussianCloud, collection: bpy.types.C
     attributes = _record_attributes(cloud)
     if hasattr(bpy.types.PointCloud, "resize"):
         points = bpy.data.pointclouds.new(name)
-        points.resize(len(cloud))  # pyright: ignore[reportAttributeAccessIssue]
+        points.resize(len(cloud))
         points.attributes["position"].data.foreach_set("vector", cloud.positions_m.ravel())
         ob = bpy.data.objects.new(name, points)
         collection.objects.link(ob)
@@ -63,7 +63,7 @@ def create_cloud_object(name: str, cloud: GaussianCloud, collection: bpy.types.C
     write_attributes(ob.data, attributes)
     kind = splat_type()
     if kind is not None:
-        ob.data.type = kind  # pyright: ignore[reportAttributeAccessIssue]
+        ob.data.type = kind
     return ob
 
 
@@ -75,8 +75,8 @@ def write_attributes(points: bpy.types.ID, attributes: Attributes) -> None:
     Raises:
         ValueError: If an array does not fit the number of points or its type.
     """
-    store = points.attributes  # pyright: ignore[reportAttributeAccessIssue]
-    count = len(points.points)  # pyright: ignore[reportAttributeAccessIssue]
+    store = points.attributes
+    count = len(points.points)
     for name, (data_type, values) in attributes.items():
         if values.size != count * _KEYS[data_type][1]:
             raise ValueError(f"attribute {name} has shape {values.shape} for {count} points of type {data_type}")
@@ -96,7 +96,7 @@ def read_attribute(points: bpy.types.ID, name: str) -> np.ndarray:
     Raises:
         KeyError: If there is no such attribute.
     """
-    attribute = points.attributes[name]  # pyright: ignore[reportAttributeAccessIssue]
+    attribute = points.attributes[name]
     key, width, dtype = _KEYS[attribute.data_type]
     values = np.empty(len(attribute.data) * width, dtype)
     attribute.data.foreach_get(key, values)
@@ -110,7 +110,7 @@ def read_cloud(points: bpy.types.ID) -> GaussianCloud:
         KeyError: If one of the splat attributes is missing.
         ValueError: If the values are not those of Gaussians.
     """
-    names = points.attributes.keys()  # pyright: ignore[reportAttributeAccessIssue]
+    names = points.attributes.keys()
     count = 0
     while f"radiance:sh_{count}" in names:
         count += 1

@@ -203,7 +203,7 @@ def _linear_colour(graph: NodeGraph, radiance: Socket, family: str) -> Socket:
 def _compare(graph: NodeGraph, value: Socket, number: int) -> Socket:
     node = graph.node("FunctionNodeCompare", data_type="INT", operation="EQUAL")
     graph.link(value, active(node.inputs, "A"))
-    active(node.inputs, "B").default_value = int(number)  # pyright: ignore[reportAttributeAccessIssue]
+    active(node.inputs, "B").default_value = int(number)
     return node.outputs[0]
 
 

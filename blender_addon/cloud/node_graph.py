@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import bpy
 
-Socket = bpy.types.NodeSocket
-Value = Socket | float | tuple[float, ...]
+Socket: TypeAlias = bpy.types.NodeSocket
+Value: TypeAlias = Socket | float | tuple[float, ...]
 
 
 class NodeGraph:
@@ -29,7 +29,7 @@ class NodeGraph:
         if isinstance(value, bpy.types.NodeSocket):
             self.tree.links.new(value, socket)
         else:
-            socket.default_value = value  # pyright: ignore[reportAttributeAccessIssue]
+            socket.default_value = value
 
     def math(self, operation: str, *values: Value) -> Socket:
         """A scalar Math node."""
@@ -111,7 +111,7 @@ def set_modifier_input(modifier: bpy.types.Modifier, name: str, value: Any) -> N
     Raises:
         KeyError: If the node group has no such input.
     """
-    for item in modifier.node_group.interface.items_tree:  # pyright: ignore[reportAttributeAccessIssue]
+    for item in modifier.node_group.interface.items_tree:
         if item.item_type == "SOCKET" and item.in_out == "INPUT" and item.name == name:
             properties = getattr(modifier, "properties", None)
             if properties is not None and hasattr(properties, "inputs"):

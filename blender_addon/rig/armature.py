@@ -88,7 +88,7 @@ def create_armature(name: str, avatar: Avatar, collection: bpy.types.Collection)
 
 def bone_matrices(armature: bpy.types.Object) -> np.ndarray:
     """Rest axes of the 55 bones as Blender holds them, [55, 3, 3], columns x, y, z in the armature's space."""
-    bones = armature.data.bones  # pyright: ignore[reportAttributeAccessIssue]
+    bones = armature.data.bones
     return np.array([np.array(bones[name].matrix_local)[:3, :3] for name in BONE_NAMES])
 
 
@@ -96,7 +96,7 @@ def _build_bones(ob: bpy.types.Object, avatar: Avatar) -> None:
     rest = bone_rest(avatar.joints_m)
     bpy.ops.object.mode_set(mode="EDIT")
     try:
-        bones = ob.data.edit_bones  # pyright: ignore[reportAttributeAccessIssue]
+        bones = ob.data.edit_bones
         for joint, name in enumerate(BONE_NAMES):
             bone = bones.new(name)
             bone.length = float(np.linalg.norm(rest.tails_m[joint] - rest.heads_m[joint]))
@@ -136,7 +136,7 @@ def _describe(ob: bpy.types.Object, avatar: Avatar) -> None:
     ob["effigy_rest_pose"] = "T-pose"
     ob["effigy_betas"] = [float(x) for x in np.ravel(avatar.betas)]
     for joint, name in zip(JOINT_NAMES, BONE_NAMES, strict=True):
-        ob.data.bones[name]["smplx_joint"] = joint  # pyright: ignore[reportAttributeAccessIssue]
+        ob.data.bones[name]["smplx_joint"] = joint
 
 
 def _add_face_properties(ob: bpy.types.Object, avatar: Avatar) -> None:
@@ -151,12 +151,12 @@ def _add_face_properties(ob: bpy.types.Object, avatar: Avatar) -> None:
 
 
 def _prepare_pose(ob: bpy.types.Object, helpers: tuple[TwistBone, ...]) -> None:
-    for bone in ob.pose.bones:  # pyright: ignore[reportOptionalMemberAccess]
+    for bone in ob.pose.bones:
         bone.rotation_mode = "QUATERNION"
         bone.lock_location = (bone.parent is not None,) * 3
         bone.lock_scale = (True,) * 3
     for helper in helpers:
-        bone = ob.pose.bones[helper.name]  # pyright: ignore[reportOptionalMemberAccess]
+        bone = ob.pose.bones[helper.name]
         bone.rotation_mode = "XYZ"
         bone.lock_rotation = (True,) * 3
 

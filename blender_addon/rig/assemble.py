@@ -71,8 +71,11 @@ def insert_avatar(
         add_display(splats, collection, viewport)
     camera = create_photo_camera(f"{name} photo camera", avatar, collection)
 
-    motions = {"PHOTO": photo_motion(avatar), "WALK": walk_motion(avatar), "REST": rest_motion(avatar)}
-    actions: dict[Pose, bpy.types.Action] = {key: write_action(armature, m) for key, m in motions.items()}
+    actions: dict[Pose, bpy.types.Action] = {
+        "PHOTO": write_action(armature, photo_motion(avatar)),
+        "WALK": write_action(armature, walk_motion(avatar)),
+        "REST": write_action(armature, rest_motion(avatar)),
+    }
     assign_action(armature, actions[pose])
     bpy.context.view_layer.objects.active = armature
     bpy.context.scene.frame_set(1)

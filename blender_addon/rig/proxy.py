@@ -36,9 +36,9 @@ def create_proxy(
     _add_vertex_groups(ob, avatar)
     _add_shape_keys(ob, avatar, armature)
     modifier = ob.modifiers.new("Armature", "ARMATURE")
-    modifier.object = armature  # pyright: ignore[reportAttributeAccessIssue]
+    modifier.object = armature
     # Plain linear blend skinning, as in the backend and in other programs.
-    modifier.use_deform_preserve_volume = False  # pyright: ignore[reportAttributeAccessIssue]
+    modifier.use_deform_preserve_volume = False
     ob.display_type = "WIRE"
     ob.hide_render = True
     ob.hide_select = True

@@ -32,6 +32,7 @@ def prepare_scene(objects: AvatarObjects, avatar: Avatar) -> None:
     scene.world = world
     if world.node_tree is None:
         world.use_nodes = True
+    assert world.node_tree is not None
     background = next(n for n in world.node_tree.nodes if n.bl_idname == "ShaderNodeBackground")
     background.inputs["Color"].default_value = _BACKGROUND
     _prepare_views()
