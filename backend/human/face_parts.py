@@ -197,7 +197,7 @@ def _seen_teeth(
     tone = np.median(bright, axis=0) if len(bright) > 40 and bright.mean() > 0.5 else TEETH_COLOUR
     uv = pixels(sheet.points(frame.to_camera(personal.photo_rest_m().astype(np.float64)), body.triangles), view.camera)
     photo = sample(view.image, uv)
-    light = np.clip((photo.mean(axis=1) - 0.3) / 0.2, 0, 1)
+    light = np.clip((photo.mean(axis=1) - 0.42) / 0.15, 0, 1)
     return tone, photo, 0.85 * light * (sample(mouth.astype(np.float32), uv) > 0.9)
 
 

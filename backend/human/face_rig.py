@@ -177,14 +177,13 @@ def place_teeth(
         scale_limits: Limits of the arcs' width relative to the model's.
     """
     tie = body.face_landmarks
-    middle = [13, 14]
-    old, new = (tie[middle] @ v for v in (before_m, rest_m))
     corners = [78, 308]
+    old, new = (np.r_[(tie[corners] @ v)[:, 0].mean(), (tie[[13, 14]] @ v)[:, 1:].mean(axis=0)] for v in (before_m, rest_m))
     wide, narrow = (np.linalg.norm(np.diff(tie[corners] @ v, axis=0)) for v in (rest_m, before_m))
     scale = np.array([np.clip(wide / narrow, *scale_limits), 1, 1])
     out = rest_m.copy()
     chosen = np.isin(body.regions, [Region.UPPER_TEETH, Region.LOWER_TEETH])
-    out[chosen] = (before_m[chosen] - old.mean(axis=0)) * scale + new.mean(axis=0)
+    out[chosen] = (before_m[chosen] - old) * scale + new
     return out
 
 

@@ -366,10 +366,13 @@ def _keep(view: HeadView, skull: Skull, outline: Outline, strands: Strands) -> S
     # at the rim a few pixels of tolerance: the shell is smoother than the outline, and the skull itself may stand out
     rim = (strands.directions @ skull.turn.T)[:, 2] > -0.15
     height = np.linalg.norm(strands.positions_m - skull.centre_m, axis=1) - skull.radius(strands.directions)
-    for where, reach in ((rim, RIM_PX), (rim & (height < FLAT_M), 2 * RIM_PX + 1)):
-        wide = cv2.dilate(view.hair, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
+    person = sample(view.mask, uv)
+    for where, reach in ((rim, RIM_PX), ((person < 0.5) & (height < FLAT_M), 2 * RIM_PX + 1)):
+        wide = cv2.dilate(view.hair, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, RIM_PX // 2)))
         label = np.where(where, sample(wide, uv), label)
-    kept = strands.select(np.where(shown, label > 0.5, _may_have_hair(skull, outline, strands)))
+    near = sample(cv2.dilate(view.mask, np.ones((RIM_PX // 2, RIM_PX // 2), np.uint8)), uv) > 0.3
+    near |= strands.positions_m[:, 1] > skull.eyes_m[1]
+    kept = strands.select(np.where(shown, label > 0.5, _may_have_hair(skull, outline, strands)) & near)
     if len(kept.share) < 20:
         return kept
     lonely = cKDTree(kept.directions).query(kept.directions, k=12)[0][:, -1] > LONELY

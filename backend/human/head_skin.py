@@ -17,7 +17,7 @@ from backend.human.zbuffer import depth_buffer
 from backend.splats.bound import BoundSplats, Kind
 
 FINE_LANDMARKS = (*LEFT_LIDS, *RIGHT_LIDS, *INNER_LIPS, 61, 291, 0, 17, 37, 267, 84, 314, 4, 98, 327)
-SCALE_PER_DEVIATION = 2.1  # 1.7 left 1 to 2 % of holes and moire (prototype)
+SCALE_PER_DEVIATION = 2.5  # 1.7 left 1 to 2 % of holes, 2.1 a fine dot pattern close up
 THICKNESS = 0.15  # of the mean in-plane scale
 OCCLUSION_M = 0.006
 
