@@ -38,6 +38,7 @@ SAME_GARMENT = 8.0
 """Upper and lower clothes of one colour cluster are one garment when their medians are nearer than this in
 (L / 2, a, b): a coat reaches over the hips, where the labels begin to say lower."""
 
+SHOULDER_M = 0.32
 MIRRORED_SHARE = 0.3
 """What an observation of the other side's limb counts."""
 
@@ -101,7 +102,7 @@ class Rings:
     """Labels along trunk with legs and along the arms.
 
     Attributes:
-        labels: [4, B] uint8 code (`garment_codes`) per ring of height `BIN_M`: left body, right body, left arm, right arm.
+        labels: [4, B] uint8 code per ring of height `BIN_M`: left body, right body, left arm, right arm.
         observed: [4, B] 0..1 how far the photo showed the ring.
         start_m: Axis coordinate of the first ring.
     """
@@ -237,6 +238,11 @@ def _votes(points: np.ndarray, part: np.ndarray, seen: np.ndarray, start: float,
     weight = np.where(trunk, 0.2 + np.minimum(np.abs(points[:, 0]) / max(half_width, 0.05), 1.0) ** 2, 1.0)
     ring = np.clip(np.floor((axis_m(points, part) - start) / BIN_M).astype(int), 0, bins - 1)
     votes = np.zeros((4, bins, FIRST_CLOTH + MOST_CLOTHS))
+    # the shoulders are the flanks of the chest: what they wear goes round the back, a collar or ring does not
+    shoulder = np.isin(part, ARMS) & (np.abs(points[:, 0]) < SHOULDER_M)
+    height = np.clip(np.floor((points[:, 1] - start) / BIN_M).astype(int), 0, bins - 1)
+    for chain in range(2):
+        np.add.at(votes[chain], (height[shoulder], seen[shoulder]), 1.2)
     for chain in range(4):
         mine = (arm == (chain >= 2)) & ((right == chain % 2) | trunk)
         other = (arm == (chain >= 2)) & (right != chain % 2) & ~trunk

@@ -42,7 +42,7 @@ class ShellSettings:
     pull: float = 2e-4
     back_share: float = 0.75
     inward_m: float = 0.03
-    unseen_share: float = 0.6
+    unseen_share: float = 0.8
     hem_link: float = 0.02
 
 
@@ -154,6 +154,9 @@ def solve_shell(
     laplacian = identity(count, format="csr") - average_operator(mesh_links(triangles, count, rings, s.hem_link))
     stiffness = (s.smoothness * (laplacian.T @ laplacian)).tocsr()
     normals = smoothed_normals(posed_m, triangles, plain)
+    # beside a hem rays leave the mask below the cloth; there the surface above goes on instead
+    crossing = (abs(plain @ rings - rings) > 1e-9).astype(np.float64)
+    trust = np.where((plain @ crossing + crossing) > 0, 0.1, 1.0)
     used = np.zeros(count, bool)
     used[triangles.ravel()] = True
     pull = np.full(count, s.pull)
@@ -163,9 +166,10 @@ def solve_shell(
         weight, wanted = _observe_rim(
             posed_m + normals * total[:, None], normals, triangles, mask, ignored, camera, caps_m, joints, used, s
         )
+        weight *= trust
         if k == 0:
             # limbs out of the picture wear the same garment: without this a bulky suit ends in thin legs
-            cloth = (weight >= 1) & (wanted > 0) & ~np.isin(JOINT_PARTS[joints], FEET + HANDS)
+            cloth = (weight > 0.9) & (wanted > 0) & ~np.isin(JOINT_PARTS[joints], FEET + HANDS)
             typical = float(np.median(wanted[cloth])) if cloth.sum() > 20 else 0.0
             unseen = (1.0 - observed) * (caps_m > 0) * np.isin(JOINT_PARTS[joints], LEGS + (Part.TRUNK,))
             target = np.minimum(s.unseen_share * typical * unseen, 0.5 * caps_m)

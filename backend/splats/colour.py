@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-SEEN = 0.16
-"""Confidence above which a disc counts as seen."""
+SEEN = 0.25
+"""Confidence above which a disc counts as seen (60 degrees from facing the camera): nearer to the rim the photo's shade is
+the outline's, not the cloth's."""
 
-BLEND = (0.03, 0.25)
+BLEND = (0.05, 0.40)
 """Between these confidences photo and fill are mixed."""
 
 VISIBLE_WITHIN_M = 0.012
