@@ -27,6 +27,7 @@ from backend.human.hands import fit_hand, hand_columns
 from backend.human.lbs import joint_transforms
 from backend.human.least_squares import SolveSettings, minimise
 from backend.human.model import BodyModel, Region
+from backend.perception.labels import Label
 from blender_addon.shared.skeleton import PARENTS
 
 if TYPE_CHECKING:
@@ -186,7 +187,10 @@ def observe(person: Person, body: BodyModel, settings: FitSettings) -> tuple[Obs
     sd = np.sqrt((settings.keypoint_sd_m * pixels_per_m) ** 2 + spread**2)
     tied = np.asarray(body.pose_keypoints.sum(axis=1)).ravel() > 0.5  # a user's model may lack some points
     precision = np.where((visibility > 0.3) & tied, visibility / sd, 0.0)
-    bones, directions, bone_precision = _bone_directions(world, visibility)
+    hidden = hidden_hands(person)
+    for side in np.flatnonzero(hidden):
+        precision[[15 + side, 17 + side, 19 + side, 21 + side]] *= 0.5  # mediapipe guesses where they are
+    bones, directions, bone_precision = _bone_directions(world, visibility, hidden)
     face, face_precision = _face(person, body, pixels_per_m)
     unseen = np.zeros(BODY_JOINTS, bool)
     for joint, marks in BELOW.items():
@@ -222,13 +226,45 @@ def _image_scale(keypoints: np.ndarray, world: np.ndarray, visibility: np.ndarra
     return float(scale), centre_px - scale * centre_m
 
 
-def _bone_directions(world: np.ndarray, visibility: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hidden_hands(person: Person) -> np.ndarray:
+    """[2] bool: left, right hand lies behind the body (on the hip, in a pocket).
+
+    mediapipe calls such hands visible. Where it says a hand is, the pixels are clothes, and the other hand shows
+    skin (otherwise they may be gloves).
+    """
+    height, width = person.labels.shape
+    radius = max(2, int(0.01 * max(height, width)))
+    skin, cloth = np.zeros(2), np.zeros(2)
+    for side in (0, 1):
+        windows = []
+        for mark in (15 + side, 17 + side, 19 + side):
+            x, y = (int(v) for v in person.keypoints_px[mark])
+            if 0 <= x < width and 0 <= y < height:
+                window = person.labels[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
+                windows.append(window.ravel())
+        if windows:
+            pixels = np.concatenate(windows)
+            skin[side] = (pixels == Label.SKIN).mean()
+            cloth[side] = np.isin(pixels, (Label.UPPER, Label.LOWER)).mean()
+    found = np.array([len(person.left_hand_px), len(person.right_hand_px)]) > 0
+    return ~found & (skin < 0.1) & (cloth > 0.6) & (skin[::-1] > 0.3)
+
+
+def _bone_directions(
+    world: np.ndarray, visibility: np.ndarray, hidden: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Directions of `terms.BONES` in the camera's frame and how well each component is known."""
     pairs = np.array([bone[:2] for bone in terms.BONES])
     gain, offset, sd = np.array([bone[2:] for bone in terms.BONES]).T
     d = world[pairs[:, 1]] - world[pairs[:, 0]]
     d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-6)
+    lines = gain == terms.LINE_GAIN
+    gain[lines] += terms.LINE_GAIN_FRONTAL * np.exp(-((d[lines, 2] / terms.LINE_FRONTAL) ** 2))
     d[:, 2] = np.clip(gain * d[:, 2] + offset, -0.999, 0.999)
+    for side in np.flatnonzero(hidden):
+        for first, (dz, dz_sd) in zip((11 + side, 13 + side), terms.HIDDEN_ARM, strict=True):
+            row = int(np.flatnonzero((pairs[:, 0] == first) & (pairs[:, 1] == first + 2))[0])
+            d[row, 2], sd[row] = dz, dz_sd
     flat = np.linalg.norm(d[:, :2], axis=1, keepdims=True)
     d[:, :2] *= np.sqrt(1.0 - d[:, 2:] ** 2) / np.maximum(flat, 1e-6)
     seen = visibility[pairs].min(1)
@@ -241,7 +277,11 @@ def _bone_directions(world: np.ndarray, visibility: np.ndarray) -> tuple[np.ndar
 def _feet_yaw(world: np.ndarray) -> np.ndarray:
     """[2] direction of left and right foot about the vertical, radians, 0 towards the camera, turned to +x positive."""
     ahead = np.stack([world[toe] - world[heel] for heel, toe in zip(terms.HEELS, terms.TOES, strict=True)])
-    return np.arctan2(ahead[:, 0], -ahead[:, 2]) + np.array([-terms.FOOT_SPLAY_RAD, terms.FOOT_SPLAY_RAD])
+    each = np.arctan2(ahead[:, 0], -ahead[:, 2]) + np.array([-terms.FOOT_SPLAY_RAD, terms.FOOT_SPLAY_RAD])
+    mean = float(np.angle(np.exp(1j * each).sum()))
+    gain = terms.FEET_GAIN + terms.FEET_GAIN_FRONTAL * np.exp(-((mean / terms.FEET_FRONTAL_RAD) ** 2))
+    # beyond 60 degrees the bias is gone, and a gain would run over half a turn
+    return each + (np.clip(mean, -1.0, 1.0) * (gain - 1.0) if abs(mean) < 1.5 else 0.0)
 
 
 def _face(person: Person, body: BodyModel, pixels_per_m: float) -> tuple[np.ndarray, float]:

@@ -41,17 +41,24 @@ SILHOUETTE_SD_M = 0.03
 NOSE, LEFT_EAR, RIGHT_EAR = 0, 7, 8
 SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = (11, 12), (13, 14), (15, 16), (23, 24), (25, 26), (27, 28)
 HEELS, TOES = (29, 30), (31, 32)
-# first landmark, second, gain and offset that undo mediapipe's bias of dz (lines across the body come out too frontal,
-# shins too far), sd of dz: renders; the shins' offset also from the development figures
+# mediapipe turns nearly frontal people too frontal: truth over its dz, at 0 and far from it (renders: 1.3 below 0.2,
+# 1.05 above 0.35; feet 1.6 below 12 degrees, 1.1 at 60)
+LINE_GAIN = 1.05
+LINE_GAIN_FRONTAL, LINE_FRONTAL = 0.35, 0.3
+FEET_GAIN, FEET_GAIN_FRONTAL, FEET_FRONTAL_RAD = 1.1, 0.45, np.radians(25.0)
+# first landmark, second, gain and offset that undo mediapipe's bias of dz, sd of dz: renders; the offsets of shins and
+# trunk also from the development figures
 BONES = (
     (11, 13, 1.0, -0.09, 0.24), (12, 14, 1.0, -0.09, 0.24), (13, 15, 1.0, -0.08, 0.25), (14, 16, 1.0, -0.08, 0.25),
     (23, 25, 1.0, -0.05, 0.18), (24, 26, 1.0, -0.05, 0.18), (25, 27, 1.0, -0.11, 0.17), (26, 28, 1.0, -0.11, 0.17),
-    (12, 11, 1.2, 0.0, 0.15), (24, 23, 1.2, 0.0, 0.11),
-    (23, 11, 1.0, 0.11, 0.20), (24, 12, 1.0, 0.11, 0.20), (8, 7, 1.0, 0.0, 0.20),
+    (12, 11, LINE_GAIN, 0.0, 0.15), (24, 23, LINE_GAIN, 0.0, 0.11),
+    (23, 11, 1.0, 0.09, 0.20), (24, 12, 1.0, 0.09, 0.20), (8, 7, 1.0, 0.0, 0.20),
 )  # fmt: skip
+# a hand that disappears behind the body: elbow back, hand forward to the hip (dz, sd of upper arm and forearm; tuned)
+HIDDEN_ARM = ((0.40, 0.30), (-0.30, 0.35))
 FOOT_SPLAY_RAD = np.radians(10.0)  # mediapipe turns each foot outwards by this (renders); the mean of both is exact
 FOOT_SD_RAD = np.radians(15.0)  # one foot's direction
-FEET_SD_RAD = np.radians(6.5)  # mean of both: the best single clue for the yaw of standing people
+FEET_SD_RAD = np.radians(8.0)  # mean of both: the best single clue for the yaw of standing people
 SYMMETRY_SD_RAD = 0.13  # feet point to both sides of where the pelvis faces (tuned)
 
 
