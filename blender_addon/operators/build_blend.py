@@ -28,6 +28,7 @@ def build_scene(bundle: Path, pose: Pose) -> AvatarObjects:
     bpy.data.batch_remove([*bpy.data.objects, *bpy.data.collections])
     objects = insert_avatar("avatar", cloud, avatar, pose)
     prepare_scene(objects, avatar)
+    bpy.context.scene.frame_set(1)
     return objects
 
 

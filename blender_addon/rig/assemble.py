@@ -78,7 +78,8 @@ def insert_avatar(
     }
     assign_action(armature, actions[pose])
     bpy.context.view_layer.objects.active = armature
-    bpy.context.scene.frame_set(1)
+    # Play the action at the artist's current frame.
+    armature.update_tag(refresh={"TIME"})
     return AvatarObjects(collection, armature, proxy, splats, camera, actions)
 
 
