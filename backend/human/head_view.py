@@ -126,20 +126,17 @@ def lab_distance(colours: np.ndarray, reference: np.ndarray, lightness: float) -
     return np.linalg.norm(delta * [lightness, 1, 1], axis=-1)
 
 
-def head_view(person: Person, camera: PinholeCamera, head_points_px: np.ndarray) -> HeadView:
+def head_view(person: Person, camera: PinholeCamera, model_landmarks_px: np.ndarray) -> HeadView:
     """Cut the head out of the photo and label its hair.
 
     Args:
         person: The person on the photo.
         camera: The photo's camera.
-        head_points_px: [N, 2] projected head vertices of the body fit, used where no face was found.
+        model_landmarks_px: [468, 2] the body fit's face landmarks, which stand in where no face was found.
     """
-    if len(person.face_px):
-        low, high = person.face_px[:468, :2].min(axis=0), person.face_px[:468, :2].max(axis=0)
-        height = float(high[1] - low[1])
-    else:
-        low, high = head_points_px.min(axis=0), head_points_px.max(axis=0)
-        height = float(high[1] - low[1]) * 0.8
+    known = person.face_px[:468, :2] if len(person.face_px) else model_landmarks_px
+    low, high = known.min(axis=0), known.max(axis=0)
+    height = float(high[1] - low[1])
     side = CROP_FACE_HEIGHTS * height
     corner = (low + high) / 2 - [0, 0.12 * height] - side / 2
     zoom = CROP_PX / side
@@ -150,9 +147,7 @@ def head_view(person: Person, camera: PinholeCamera, head_points_px: np.ndarray)
     landmarks = person.face_px.astype(np.float64)
     if len(landmarks):
         landmarks = np.c_[(landmarks[:, :2] - corner) * zoom, landmarks[:, 2] * zoom]
-        hair = face_hair(image, mask, labels == Label.HAIR, landmarks, height * zoom)
-    else:
-        hair = cv2.GaussianBlur((labels == Label.HAIR).astype(np.float32), (0, 0), 2) * mask
+    hair = face_hair(image, mask, labels == Label.HAIR, (known - corner) * zoom, height * zoom)
     return HeadView(image, mask, hair, labels, landmarks, crop_camera, height * zoom, zoom)
 
 
@@ -225,7 +220,11 @@ def _crown_hair(image: np.ndarray, crown: np.ndarray, landmarks_px: np.ndarray) 
     A bald crown has a colour of the face (several are compared: half of a face may lie in shadow) and skin's fine texture.
     """
     smooth = cv2.GaussianBlur(image, (0, 0), 3)
-    palette = sample(smooth, landmarks_px[list(FOREHEAD + BEARDLESS), :2])
+    cheeks = sample(smooth, landmarks_px[list(BEARDLESS), :2])
+    forehead = sample(smooth, landmarks_px[list(FOREHEAD), :2])
+    # under a fringe the forehead's landmarks lie on hair, or on its edge: skin there is no darker than the darkest cheek
+    bare = to_lab(forehead)[:, 0] > to_lab(cheeks)[:, 0].min() - 5
+    palette = np.concatenate([cheeks, forehead[bare]])
     distance = np.min([lab_distance(smooth, colour, lightness=0.4) for colour in palette], axis=0)
     # dark colours lie closer together
     unlike = crown & (distance > BALD_LAB * np.clip(np.median(to_lab(palette)[:, 0]) / 60, 0.4, 1))

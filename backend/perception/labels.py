@@ -150,9 +150,13 @@ def _places(
     waist = np.zeros(shape, bool)
     waist[max(0, int(points[[23, 24], 1].mean() - 0.15 * torso_px)) :] = True
     upper = (torso | arms) & ~_disc(shape, *head.mean(axis=0), 0.55 * head_px)
+    oval = _polygon(shape, cv2.convexHull(face_px[:468, :2].astype(np.float32))[:, 0]) if len(face_px) else near_head & False
+    oval = cv2.erode(oval.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=max(1, round(0.04 * head_px))) > 0
+    brow_row = face_px[[105, 334], 1].mean() if len(face_px) else 0
+    oval[: int(brow_row)] = False  # a fringe may hang over the forehead; below the brows shade is not hair
     regions = {
         Label.SKIN: near_head | hands | arms | legs,
-        Label.HAIR: near_head_wide,
+        Label.HAIR: near_head_wide & ~oval,
         Label.UPPER: upper | (legs & ~feet),
         Label.LOWER: legs & waist,
         Label.SHOES: feet,
