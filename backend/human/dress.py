@@ -21,6 +21,7 @@ from backend.human.garments import (
     axis_m,
     find_rings,
     garment_codes,
+    skirt_vertices,
     snap_to_hems,
     vertex_parts,
 )
@@ -141,6 +142,7 @@ def dress(
     shell = solve_shell(
         posed, triangles, mask, held, personal.camera, displacement_caps_m(body.skin_weights, fixed), joints,
         rings.at(rest, parts), rings.observed_at(rest, parts),
+        skirt_vertices(rest, posed, parts, rings, mask, personal.camera), rest[:, 1],
     )  # fmt: skip
     dressed_rest = wrapped + _undo_directions(transforms, shell.normals * shell.displacement_m[:, None])
     dressed_posed = apply_transforms(transforms, dressed_rest)

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from scipy.spatial import cKDTree
 
+from backend.human.camera import PinholeCamera
 from backend.human.model import BodyModel
 from backend.human.zbuffer import MeshView
 from backend.perception.people import Label
@@ -297,8 +298,57 @@ def snap_to_hems(rest_m: np.ndarray, triangles: np.ndarray, parts: np.ndarray, r
 
 def _hem_between(rings: Rings, low_m: np.ndarray, high_m: np.ndarray, part: int) -> float:
     """Height of the change of code between two points of one limb."""
-    heights = np.arange(low_m[1], high_m[1] + BIN_M, BIN_M / 2)
-    points = np.stack([np.full(len(heights), low_m[0]), heights, np.full(len(heights), low_m[2])], axis=1)
-    codes = rings.at(points, np.full(len(heights), part, np.uint8))
-    change = np.flatnonzero(codes != codes[0])
-    return float(heights[change[0]]) if len(change) else float(0.5 * (low_m[1] + high_m[1]))
+    first, last = (int(np.floor((y - rings.start_m) / BIN_M)) for y in (low_m[1], high_m[1]))
+    edges = rings.start_m + BIN_M * np.arange(first + 1, last + 1)
+    limb = np.full(len(edges), part, np.uint8)
+    below, above = (
+        rings.at(np.stack([np.full(len(edges), low_m[0]), edges + side, np.zeros(len(edges))], axis=1), limb)
+        for side in (-0.5 * BIN_M, 0.5 * BIN_M)
+    )
+    change = np.flatnonzero(below != above)
+    return float(edges[change[0]]) if len(change) else float(0.5 * (low_m[1] + high_m[1]))
+
+
+def skirt_vertices(
+    rest_m: np.ndarray,
+    posed_m: np.ndarray,
+    parts: np.ndarray,
+    rings: Rings,
+    mask: np.ndarray,
+    camera: PinholeCamera,
+) -> np.ndarray:
+    """Vertices under a skirt, a dress or a coat's tails.
+
+    Both legs wear the trunk's cloth down to a hem, and just above it the mask is closed between the legs, which it is
+    not under shorts.
+
+    Args:
+        rest_m: [V, 3] T-pose.
+        posed_m: [V, 3] in the photo's pose.
+        parts: [V] `Part`.
+        rings: From `find_rings`.
+        mask: [H, W] bool.
+        camera: The photo's camera.
+
+    Returns:
+        [V] bool.
+    """
+    skirt = np.zeros(len(rest_m), bool)
+    code = rings.at(rest_m, parts)
+    hips = (parts == Part.TRUNK) & (rest_m[:, 1] < np.percentile(rest_m[parts == Part.TRUNK, 1], 15))
+    cloth = int(np.bincount(code[hips]).argmax()) if hips.any() else 0
+    legs = [np.flatnonzero((parts == leg) & (code == cloth)) for leg in LEGS]
+    if cloth < FIRST_CLOTH or min(len(leg) for leg in legs) < 10:
+        return skirt
+    hems = [float(rest_m[leg, 1].min()) for leg in legs]
+    bare = [bool(((parts == part) & (code != cloth)).any()) for part in LEGS]
+    if not all(bare):
+        return skirt
+    ends = [posed_m[leg[rest_m[leg, 1] < hem + 0.05]].mean(axis=0) for leg, hem in zip(legs, hems, strict=True)]
+    between = np.linspace(ends[0], ends[1], 21)[4:-4]
+    column, row = np.floor(camera.project(between)).astype(int).T
+    inside = (column >= 0) & (column < mask.shape[1]) & (row >= 0) & (row < mask.shape[0])
+    if not inside.all() or not mask[row, column].all():
+        return skirt
+    skirt[np.concatenate(legs)] = True
+    return skirt

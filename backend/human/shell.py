@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
+from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.sparse import csr_matrix, diags, identity
 from scipy.sparse.linalg import spsolve
 
@@ -57,6 +58,9 @@ CAPS_M = {
 }
 """Largest displacement; feet beyond 1.5 cm become clown shoes. Head, neck and hands have none."""
 
+
+SKIRT_HOLD = 0.1
+"""Weight of a skirt's roundness against one rim observation."""
 
 WIDEST_GAP_M = 0.08
 """Between an arm and the trunk, where the mask has no background."""
@@ -132,6 +136,8 @@ def solve_shell(
     joints: np.ndarray,
     rings: np.ndarray,
     observed: np.ndarray,
+    skirt: np.ndarray,
+    heights_m: np.ndarray,
     settings: ShellSettings | None = None,
 ) -> Shell:
     """Displace a posed body to the outline of a mask.
@@ -146,6 +152,8 @@ def solve_shell(
         joints: [V] dominant joint of each vertex.
         rings: [V] garment label of each vertex's ring.
         observed: [V] 0..1, how far the photo shows that ring.
+        skirt: [V] bool, vertices under a skirt or coat that hangs freely around both legs.
+        heights_m: [V] T-pose height.
         settings: Defaults when None.
     """
     s = settings or ShellSettings()
@@ -173,15 +181,39 @@ def solve_shell(
             typical = float(np.median(wanted[cloth])) if cloth.sum() > 20 else 0.0
             unseen = (1.0 - observed) * (caps_m > 0) * np.isin(JOINT_PARTS[joints], LEGS + (Part.TRUNK,))
             target = np.minimum(s.unseen_share * typical * unseen, 0.5 * caps_m)
-        system = (diags(weight + pull) + stiffness).tocsc()
-        step = spsolve(system, weight * wanted + pull * (target - total if k else target))
+        goal, hold = _skirt_goal(skirt, heights_m, total, wanted, weight, target, pull)
+        system = (diags(weight + hold) + stiffness).tocsc()
+        step = spsolve(system, weight * wanted + hold * (goal - total))
         total = np.clip(total + step, -np.minimum(s.inward_m, 0.7 * caps_m), 1.2 * caps_m)
         seen |= weight > 0
     view = posed_m - camera.position_m
     away = np.clip((normals * view).sum(axis=1) / np.linalg.norm(view, axis=1), 0, 1)
-    total = np.where(total > 0, total * (1 - (1 - s.back_share) * away), total)
+    total = np.where((total > 0) & ~skirt, total * (1 - (1 - s.back_share) * away), total)
     total[caps_m <= 0] = 0.0
     return Shell(total, normals, int(seen.sum()))
+
+
+def _skirt_goal(
+    skirt: np.ndarray,
+    heights_m: np.ndarray,
+    total: np.ndarray,
+    wanted: np.ndarray,
+    weight: np.ndarray,
+    target: np.ndarray,
+    pull: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Goals [V] and their weights [V]: a skirt stands off in front and behind as far as at its sides."""
+    goal, hold = target.copy(), pull.copy()
+    source = np.flatnonzero(skirt & (weight > 0.9))
+    if len(source) < 4:
+        return goal, hold
+    order = source[np.argsort(heights_m[source])]
+    # the outermost of a few neighbours in height: between the legs rays end early
+    side = maximum_filter1d((total + wanted)[order], 5, mode="nearest")
+    side = uniform_filter1d(side, 5, mode="nearest")
+    goal[skirt] = np.interp(heights_m[skirt], heights_m[order], side)
+    hold[skirt] = SKIRT_HOLD
+    return goal, hold
 
 
 def _observe_rim(

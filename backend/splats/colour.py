@@ -6,11 +6,10 @@ import cv2
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-SEEN = 0.25
-"""Confidence above which a disc counts as seen (60 degrees from facing the camera): nearer to the rim the photo's shade is
-the outline's, not the cloth's."""
+SEEN = 0.14
+"""Confidence above which a disc counts as seen, 68 degrees from facing the camera."""
 
-BLEND = (0.05, 0.40)
+BLEND = (0.03, 0.25)
 """Between these confidences photo and fill are mixed."""
 
 VISIBLE_WITHIN_M = 0.012

@@ -22,9 +22,9 @@ MIRROR_NORMAL = 0.7
 MIRROR_REACH = (0.8, 1.6)
 """Mirror partners are nearest in (position / 2 cm, 0.7 x normal); full trust below 0.8, none above 1.6."""
 
-SEAM_DECAY = 0.94
-SEAM_STEPS = 40
-"""The border's difference fades by 0.94 per disc: half of it is gone after 11 discs, about 7 cm."""
+SEAM_DECAY = 0.985
+SEAM_STEPS = 80
+"""The border's difference fades over about 15 cm: the flank's shade passes into the back without a streak."""
 
 SEAM_LIMIT_LAB = (14.0, 10.0, 10.0)
 PLAIN_SHARE = 0.55

@@ -34,7 +34,7 @@ def test_spacing_is_even_and_as_asked(spacing: float) -> None:
     assert distance.min() > 0.8
     assert np.percentile(distance, 99) < 1.3
     area = 4 * np.pi * 0.1**2
-    assert len(s) * spacing**2 / area == pytest.approx(1.0, abs=0.12)
+    assert len(s) * spacing**2 / area == pytest.approx(1.0, abs=0.15)
 
 
 def test_no_point_of_the_surface_is_far_from_a_disc() -> None:
