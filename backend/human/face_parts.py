@@ -25,9 +25,7 @@ IRIS_COLOUR = np.array([0.28, 0.19, 0.12])
 SCLERA_COLOUR = np.array([0.86, 0.84, 0.83])
 
 
-def eye_splats(
-    view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame, region: Region
-) -> BoundSplats:
+def eye_splats(view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame, region: Region) -> BoundSplats:
     """Gaussians on the sphere of one eyeball, bound to its triangles: iris and pupil at the pole, sclera around.
 
     Args:
@@ -129,7 +127,7 @@ def _iris_rings(
 def _eye_pattern(
     angle: np.ndarray, iris: float, rings: np.ndarray, sclera: np.ndarray, directions: np.ndarray
 ) -> np.ndarray:
-    """[N, 3] generic eye: dark pupil, iris by rings with a darker limbus, sclera shaded to the sides and under the lid."""
+    """[N, 3] generic eye: dark pupil, iris by rings, darker limbus, sclera shaded to the sides and under the lid."""
     shade = np.clip(1.03 - 0.25 * (angle / 1.5) ** 2 - 0.18 * np.clip(directions[:, 1] - 0.1, 0, 1), 0.5, 1)
     colours = sclera * shade[:, None]
     inside = angle < 1.02 * iris
@@ -150,7 +148,9 @@ def mouth_splats(body: BodyModel, personal: Personal) -> BoundSplats:
     """Gaussians of the bag behind the lips and the tongue; dark, darker with depth, never changed by a photo."""
     rest = personal.vertices_m.astype(np.float64)
     inside = np.isin(body.regions, [Region.MOUTH, Region.TONGUE])
-    chosen = np.flatnonzero(inside[body.triangles].any(axis=1) & (body.regions[body.triangles] != Region.BODY).all(axis=1))
+    chosen = np.flatnonzero(
+        inside[body.triangles].any(axis=1) & (body.regions[body.triangles] != Region.BODY).all(axis=1)
+    )
     sheet = tile_triangles(rest, body.triangles, chosen, np.full(len(chosen), 2.2e-3))
     points = sheet.points(rest, body.triangles)
     tongue = (body.regions[body.triangles[sheet.triangles]] == Region.TONGUE).any(axis=1)
@@ -207,7 +207,7 @@ def _tooth_pattern(points_m: np.ndarray, tone: np.ndarray, *, is_upper: bool) ->
     knots = np.linspace(points_m[:, 0].min(), points_m[:, 0].max(), 60)
     depth = np.interp(knots, points_m[order, 0], points_m[order, 2])
     length = np.r_[0, np.cumsum(np.hypot(np.diff(knots), np.diff(depth)))]
-    along = np.interp(points_m[:, 0], knots, length) - np.interp(0.0, knots, length)
+    along = np.interp(points_m[:, 0], knots, length) - length[-1] / 2
     width = np.where(abs(along) < 0.009, 0.0085, 0.0072)
     gap = abs(along / width) % 1
     gap = np.minimum(gap, 1 - gap)

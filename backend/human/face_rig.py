@@ -1,4 +1,4 @@
-"""The person's facial actions: eyeballs that fit the lids, a blink that closes, looks that turn the eyes, teeth behind the lips."""
+"""The person's facial actions: eyeballs that fit, closing blinks, looks that turn the eyes, teeth behind the lips."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ LOOK_DEGREES = 22.0
 LID_GAP_M = 0.0006
 """Lids keep this distance from the eyeball, about the thickness of the disc that covers them."""
 
-UPPER_LIDS = {Region.LEFT_EYE: (386, 385, 387, 384, 388, 398, 466), Region.RIGHT_EYE: (159, 158, 160, 157, 161, 173, 246)}
+UPPER_LIDS = {
+    Region.LEFT_EYE: (386, 385, 387, 384, 388, 398, 466),
+    Region.RIGHT_EYE: (159, 158, 160, 157, 161, 173, 246),
+}
 LOWER_LIDS = {Region.LEFT_EYE: (374, 380, 373, 381, 390, 382, 249), Region.RIGHT_EYE: (145, 153, 144, 154, 163, 155, 7)}
 EYE_CORNERS = {Region.LEFT_EYE: (362, 263), Region.RIGHT_EYE: (133, 33)}
 EYE_SURROUNDINGS = {
@@ -178,7 +181,9 @@ def place_teeth(
     """
     tie = body.face_landmarks
     corners = [78, 308]
-    old, new = (np.r_[(tie[corners] @ v)[:, 0].mean(), (tie[[13, 14]] @ v)[:, 1:].mean(axis=0)] for v in (before_m, rest_m))
+    old, new = (
+        np.r_[(tie[corners] @ v)[:, 0].mean(), (tie[[13, 14]] @ v)[:, 1:].mean(axis=0)] for v in (before_m, rest_m)
+    )
     wide, narrow = (np.linalg.norm(np.diff(tie[corners] @ v, axis=0)) for v in (rest_m, before_m))
     scale = np.array([np.clip(wide / narrow, *scale_limits), 1, 1])
     out = rest_m.copy()

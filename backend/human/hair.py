@@ -158,9 +158,7 @@ class HairShell:
         return (distance[:, 2] < self.reach) & (length < self.radii_m[nearest].max(axis=1) + 0.004)
 
 
-def hair_splats(
-    person: Person, view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame
-) -> HairShell:
+def hair_splats(person: Person, view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame) -> HairShell:
     """Build the hair.
 
     Args:
@@ -222,7 +220,7 @@ def _skull(view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFram
         eyes_m=eyes.mean(axis=0),
         chin_y_m=chin,
         unit_m=unit,
-        ears=tuple(_ear(rest[ears == side], covered) for side, covered in zip((1, -1), hidden, strict=True)),
+        ears=(_ear(rest[ears == 1], hidden[0]), _ear(rest[ears == -1], hidden[1])),
         depth_m=depth_buffer(pixels(posed, view.camera), posed[:, 2], solid, size, size).depth_m,
     )
 
@@ -325,7 +323,7 @@ def _one_shell(
 def _drawn_in(
     skull: Skull, view: HeadView, directions: np.ndarray, skin_m: np.ndarray, outward_m: np.ndarray
 ) -> np.ndarray:
-    """[N] outward distances where hair behind the head does not stick out beside it on the photo; smooth over the shell."""
+    """[N] outward distances with which hair behind the head does not stick out beside it on the photo; smooth."""
     hidden = (directions @ skull.turn.T)[:, 2] > -0.1
     share = np.ones(len(directions))
     for _ in range(16):
@@ -370,9 +368,11 @@ def _keep(view: HeadView, skull: Skull, outline: Outline, strands: Strands) -> S
     for where, reach in ((rim, RIM_PX), ((person < 0.5) & (height < FLAT_M), 2 * RIM_PX + 1)):
         wide = cv2.dilate(view.hair, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, RIM_PX // 2)))
         label = np.where(where, sample(wide, uv), label)
-    near = sample(cv2.dilate(view.mask, np.ones((RIM_PX // 2, RIM_PX // 2), np.uint8)), uv) > 0.3
-    near |= strands.positions_m[:, 1] > skull.eyes_m[1]
-    kept = strands.select(np.where(shown, label > 0.5, _may_have_hair(skull, outline, strands)) & near)
+    # what hides behind neck and ears must not peep out beside them
+    low = strands.positions_m[:, 1] < skull.eyes_m[1]
+    deep = cv2.erode(view.mask, np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8))
+    behind = _may_have_hair(skull, outline, strands) & (~low | (sample(deep, uv) > 0.5))
+    kept = strands.select(np.where(shown, label > 0.5, behind))
     if len(kept.share) < 20:
         return kept
     lonely = cKDTree(kept.directions).query(kept.directions, k=12)[0][:, -1] > LONELY
@@ -380,11 +380,12 @@ def _keep(view: HeadView, skull: Skull, outline: Outline, strands: Strands) -> S
 
 
 def _may_have_hair(skull: Skull, outline: Outline, strands: Strands) -> np.ndarray:
-    """[N] bool for points the photo does not show: above the nape and behind the ears, or where the rim beside has hair."""
+    """[N] bool for unseen points: above the nape and behind the ears, or where the rim beside has hair."""
     x, y, z = strands.positions_m.T
     left, right = skull.ears
     pick = np.where(x > skull.centre_m[0], 0, 1)
-    front, back, top, hidden = (np.array([getattr(e, n) for e in (left, right)])[pick] for n in ("front_m", "back_m", "top_m", "hidden"))
+    front, back, top = (np.array([getattr(e, n) for e in skull.ears])[pick] for n in ("front_m", "back_m", "top_m"))
+    hidden = np.array([e.hidden for e in skull.ears])[pick]
     limit = np.where(hidden.astype(bool) | (y > top), front - 0.08 * skull.unit_m, back + 0.15 * skull.unit_m)
     in_camera = strands.directions @ skull.turn.T
     across = in_camera[:, 0] ** 2 + in_camera[:, 1] ** 2

@@ -84,7 +84,7 @@ def _main_axis(tensors: np.ndarray, normals: np.ndarray) -> np.ndarray:
 
 
 def colour_hair(view: HeadView, skull: Skull, strands: Strands, along: np.ndarray) -> HairLook:
-    """Colours: the photo on the seen outer shell, elsewhere the mean of matching seen points plus strands of their variation.
+    """The photo on the seen outer shell, elsewhere the mean of matching seen points plus strands of their variation.
 
     Args:
         view: The head's crop.
@@ -122,9 +122,14 @@ def _hidden_colours(
     hidden: np.ndarray,
     middle: np.ndarray,
 ) -> np.ndarray:
-    """[H, 3]: low-passed colours of seen points at the same height and side, and their residuals smeared along strands."""
+    """[H, 3]: low-passed colours of seen points of the same height and side plus residuals smeared along strands."""
     key = np.stack(
-        [0.4 * abs(strands.positions_m[:, 0] - skull.centre_m[0]), strands.positions_m[:, 1], 0.15 * strands.positions_m[:, 2]], 1
+        [
+            0.4 * abs(strands.positions_m[:, 0] - skull.centre_m[0]),
+            strands.positions_m[:, 1],
+            0.15 * strands.positions_m[:, 2],
+        ],
+        1,
     )
     _, near = cKDTree(key[source]).query(key[hidden], k=SOURCES)
     smooth = photo[source][near].mean(axis=1)

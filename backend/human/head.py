@@ -67,7 +67,7 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class _Placed:
-    """The body fit with the landmark fit's head, before the warp: rest vertices, joints, pose, head weight, its actions."""
+    """The body fit with the landmark fit's head before the warp: rest vertices, joints, pose, head weight, actions."""
 
     rest_m: np.ndarray
     joints_m: np.ndarray
@@ -82,8 +82,8 @@ def personalise_head(
 ) -> Personal:
     """Give the fitted body the person's head.
 
-    With the camera of the body fit, head and neck are turned to the face landmarks, the head is scaled, shaped and bent to
-    them, the photo's expression is taken out of the neutral face, and the 52 actions are adapted.
+    With the camera of the body fit, head and neck are turned to the face landmarks, the head is scaled, shaped and
+    bent to them, the photo's expression is taken out of the neutral face, and the 52 actions are adapted.
 
     Args:
         person: The person on the photo.
@@ -122,9 +122,8 @@ def head_splats(person: Person, body: BodyModel, personal: Personal, context: Co
         context: Progress and cancelling.
     """
     frame = PhotoFrame.of(body, personal.joints_m, personal.pose, personal.translation_m, personal.camera)
-    points = frame.to_camera(personal.photo_rest_m())
-    uv = pixels(points[_skull(body)], personal.camera)
-    view = head_view(person, personal.camera, uv)
+    points = frame.to_camera(personal.photo_rest_m().astype(np.float64))
+    view = head_view(person, personal.camera, pixels(body.face_landmarks @ points, personal.camera))
     context.progress("head splats", 0, 3, "hair")
     hair = hair_splats(person, view, body, personal, frame)
     context.raise_if_cancelled()
@@ -138,18 +137,12 @@ def head_splats(person: Person, body: BodyModel, personal: Personal, context: Co
     return concatenate([p for p in parts if len(p)])
 
 
-def _skull(body: BodyModel) -> np.ndarray:
-    return body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1) > 0.9
-
-
 def _view_of(person: Person, body: BodyModel, rest: np.ndarray, joints: np.ndarray, fit: BodyFit) -> HeadView:
     frame = PhotoFrame.of(body, joints, fit.pose, fit.translation_m, fit.camera)
-    return head_view(person, fit.camera, pixels(frame.to_camera(rest)[_skull(body)], fit.camera))
+    return head_view(person, fit.camera, pixels(body.face_landmarks @ frame.to_camera(rest), fit.camera))
 
 
-def _model_head(
-    body: BodyModel, fit: BodyFit, rest: np.ndarray, joints: np.ndarray, hair: np.ndarray
-) -> Personal:
+def _model_head(body: BodyModel, fit: BodyFit, rest: np.ndarray, joints: np.ndarray, hair: np.ndarray) -> Personal:
     """The body fit as it is, with the model's actions."""
     offsets = np.moveaxis(body.action_dirs_m.astype(np.float64), 2, 0).copy()
     eyes = [Eyeball(r, *eyeball_of(body, rest, r), np.array([0, 0, 1.0]), 0.0055) for r in IRIS]
@@ -271,9 +264,7 @@ def _finish(
     )
 
 
-def _height_of_row(
-    view: HeadView, body: BodyModel, frame: PhotoFrame, rest: np.ndarray, row_px: float
-) -> float:
+def _height_of_row(view: HeadView, body: BodyModel, frame: PhotoFrame, rest: np.ndarray, row_px: float) -> float:
     """Rest height (m) at which the front of the upper teeth crosses a row of the crop."""
     upper = np.flatnonzero(body.regions == Region.UPPER_TEETH)
     if not len(upper):

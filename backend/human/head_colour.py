@@ -12,14 +12,16 @@ import cv2
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import splu
+from scipy.spatial import cKDTree
 
 from backend.human.hair import HairShell
-from backend.human.head_fit import HEAD, SKULL_JOINTS
+from backend.human.head_fit import SKULL_JOINTS
 from backend.human.head_view import FACE_OVAL, INNER_LIPS, LEFT_LIDS, RIGHT_LIDS, HeadView, lab_distance, sample
 from backend.human.head_warp import ear_vertices, vertex_normals
 from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal
 from backend.perception.people import Label
+from blender_addon.shared.skeleton import FACIAL_ACTIONS
 
 if TYPE_CHECKING:
     from backend.human.head_skin import Seen, Sheet
@@ -29,6 +31,16 @@ SEEN_WEIGHT, MIRRORED_WEIGHT, PRIOR_WEIGHT = 400.0, 25.0, 2.0
 SHADING_POWER = 0.6
 """Share of the fitted shading that the fill keeps: none looks flat, all of it exaggerates a studio light."""
 
+BROWS = (
+    *((70, 63, 105, 66, 107), (46, 53, 52, 65, 55)),
+    *((300, 293, 334, 296, 336), (276, 283, 282, 295, 285)),
+)
+PAINTED_LIPS = (
+    (61, 184, 74, 73, 72, 11, 302, 303, 304, 408, 291),
+    (61, 77, 90, 180, 85, 16, 315, 404, 320, 307, 291),
+)
+LIPS = (0, 37, 267, 39, 269, 17, 84, 314, 181, 405, 11, 16)
+UNROLLED_M = 0.0015
 CAVITY_M = 0.006
 """A vertex whose neighbours rise this far above it would be black (ears have 1 to 2 mm)."""
 
@@ -67,9 +79,11 @@ def colour_skin(
     chin = _chin_height(body, personal)
     neck = points_m[:, 1] < chin - 0.008
     trust = _trust(view, personal, seen, neck)
+    if not personal.has_face:  # the model's face does not lie on the photo's
+        trust[~neck] = 0
     cloth = _cloth(view, body, seen, photo, trust, neck, to_vertices)
-    inner = ~body.outer[body.triangles[sheet.triangles]].any(axis=1)
-    trust[inner] = 0
+    inner = _cavity_triangles(body, personal)[sheet.triangles]
+    trust[~body.outer[body.triangles[sheet.triangles]].any(axis=1)] = 0
     skin_like = lab_distance(photo, view.skin_colour, lightness=0.5) < np.where(_outside_oval(view, seen), 19, 24)
     usable = trust * skin_like * ~cloth
     shade = _shading(view, seen, photo, usable) ** SHADING_POWER * _cavities(body, personal, hair, to_vertices)
@@ -83,8 +97,12 @@ def colour_skin(
     share = np.clip((trust - 0.08) / 0.35, 0, 1)
     share = (share * share * (3 - 2 * share))[:, None]
     colours = share * photo + (1 - share) * fill * _grain(len(photo))
-    colours[inner] = view.skin_colour * [0.5, 0.36, 0.34]
-    covered = hair.covers(points_m) & ~cloth & ~(seen.visible & (seen.facing > 0.2) & (sample(view.hair, seen.uv_px) < 0.4))
+    if not personal.has_face:
+        colours = _painted_face(view, body, personal, points_m, colours)
+    colours[inner] = _inner_colours(view, body, personal, points_m[inner])
+    covered = (
+        hair.covers(points_m) & ~cloth & ~(seen.visible & (seen.facing > 0.2) & (sample(view.hair, seen.uv_px) < 0.4))
+    )
     colours[covered], trust[covered] = hair.scalp_colour, 0
     return SkinColours(colours, np.clip(trust, 0, 1), cloth)
 
@@ -92,6 +110,43 @@ def colour_skin(
 def _chin_height(body: BodyModel, personal: Personal) -> float:
     """Rest height of the chin's tip, m."""
     return float((body.face_landmarks[[152]] @ personal.vertices_m)[0, 1])
+
+
+def _cavity_triangles(body: BodyModel, personal: Personal) -> np.ndarray:
+    """[T] bool: skin that never shows (sockets, nostrils, inside of the lips); folds that a blink unrolls do show."""
+    blinks = [FACIAL_ACTIONS.index(n) for n in ("eyeBlinkLeft", "eyeBlinkRight")]
+    unrolled = np.linalg.norm(personal.action_offsets_m[blinks], axis=2).max(axis=0) > UNROLLED_M
+    return ~(body.outer | unrolled)[body.triangles].any(axis=1)
+
+
+def _inner_colours(view: HeadView, body: BodyModel, personal: Personal, points_m: np.ndarray) -> np.ndarray:
+    """[N, 3]: the lips' colour inside the lips, dark elsewhere."""
+    dark = view.skin_colour * [0.5, 0.36, 0.34]
+    lips = body.face_landmarks[list(LIPS)] @ personal.vertices_m
+    tone = view.skin_colour * [0.85, 0.6, 0.6]
+    if personal.has_face:
+        tone = np.median(sample(view.image, view.landmarks_px[list(LIPS), :2]), axis=0) * 0.85
+    near = np.clip(1.5 - cKDTree(lips).query(points_m)[0] / 0.012, 0, 1)[:, None]
+    return near * tone + (1 - near) * dark
+
+
+def _painted_face(
+    view: HeadView, body: BodyModel, personal: Personal, points_m: np.ndarray, colours: np.ndarray
+) -> np.ndarray:
+    """[N, 3] plain skin with brows and lips, for a head without a recognised face."""
+    out = colours.copy()
+    paints = ((BROWS, [0.45, 0.38, 0.35], 0.003, 0.7), (PAINTED_LIPS, [0.9, 0.65, 0.65], 0.004, 0.75))
+    for lines, tint, reach, share in paints:
+        spots = np.concatenate([_along(body.face_landmarks[list(line)] @ personal.vertices_m) for line in lines])
+        near = share * np.exp(-((cKDTree(spots).query(points_m)[0] / reach) ** 2))[:, None]
+        out = near * view.skin_colour * tint + (1 - near) * out
+    return out
+
+
+def _along(corners_m: np.ndarray, steps: int = 8) -> np.ndarray:
+    """Points along a polyline [K, 3], `steps` per segment."""
+    at = np.linspace(0, len(corners_m) - 1, (len(corners_m) - 1) * steps + 1)
+    return np.stack([np.interp(at, np.arange(len(corners_m)), corners_m[:, c]) for c in range(3)], axis=1)
 
 
 def _sample_matrix(sheet: Sheet, body: BodyModel) -> sp.csr_matrix:
@@ -153,15 +208,17 @@ def _cloth(
     # a shadow under the chin has lost its hue: only the label can call it cloth
     shadow = (photo.mean(axis=1) < 0.4 * view.skin_colour.mean()) & (label < 0.5)
     weight = trust * neck * ~shadow
+    held = known & ~((to_vertices.T @ neck.astype(float)) > 0)
     field = _harmonic(
-        to_vertices, body, weight, evidence[:, None], np.array([0.0]), prior=1e-3, fixed=known & ~_below(body, neck, to_vertices)
+        to_vertices,
+        body,
+        weight,
+        evidence[:, None],
+        np.array([0.0]),
+        prior=1e-3,
+        fixed=held,
     )[:, 0]
     return (field > 0.5) & neck
-
-
-def _below(body: BodyModel, neck: np.ndarray, to_vertices: sp.csr_matrix) -> np.ndarray:
-    """[V] bool: vertices with samples under the chin's height."""
-    return (to_vertices.T @ neck.astype(float)) > 0
 
 
 def _harmonic(
@@ -209,7 +266,9 @@ def _harmonic(
 def _edge_laplacian(body: BodyModel, place: np.ndarray, count: int) -> sp.csr_matrix:
     """Graph Laplacian of the used vertices with edge weights 1 / length of the template."""
     triangles = body.triangles[(place[body.triangles] >= 0).all(axis=1)]
-    edges = np.unique(np.sort(np.vstack([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]]), axis=1), axis=0)
+    edges = np.unique(
+        np.sort(np.vstack([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]]), axis=1), axis=0
+    )
     length = np.linalg.norm(body.template_m[edges[:, 0]] - body.template_m[edges[:, 1]], axis=1)
     a, b = place[edges[:, 0]], place[edges[:, 1]]
     graph = sp.coo_matrix((1 / np.maximum(length, 5e-4), (a, b)), shape=(count, count)).tocsr()
@@ -220,8 +279,8 @@ def _edge_laplacian(body: BodyModel, place: np.ndarray, count: int) -> sp.csr_ma
 def _shading(view: HeadView, seen: Seen, photo: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """[N] relative brightness by direction: first-order harmonics fitted to the trusted skin, 1 on its average."""
     chosen = weight > 0.3
-    if chosen.sum() < 200:
-        return np.ones(len(photo))
+    if chosen.sum() < 200:  # nothing to fit: a soft light from above and in front (camera axes)
+        return 0.9 - 0.1 * seen.normals[:, 1] - 0.12 * seen.normals[:, 2]
     basis = np.c_[np.ones(len(photo)), seen.normals]
     light = photo @ [0.299, 0.587, 0.114]
     a = basis[chosen] * weight[chosen, None]
@@ -254,4 +313,4 @@ def _grain(count: int) -> np.ndarray:
     return 1 + 0.006 * np.random.default_rng(5).standard_normal((count, 1))
 
 
-__all__ = ["HEAD", "SkinColours", "colour_skin"]
+__all__ = ["SkinColours", "colour_skin"]

@@ -31,7 +31,9 @@ class HeadFitSettings:
     soft_clip_mm: float = 8.0
     mouth_eye_penalty: float = 8.0
     brow_nose_cheek_penalty: float = 12.0
-    smile_penalty: float = 5.0  # a smile is the commonest expression on a photo; too hard and it stays in the neutral face
+    smile_penalty: float = (
+        5.0  # a smile is the commonest expression on a photo; too hard and it stays in the neutral face
+    )
     coupling: float = 8.0  # left and right actions
     shape_penalty: float = 1.0
     shape_directions: int = 10
@@ -119,7 +121,7 @@ def feature_basis(body: BodyModel, rest_m: np.ndarray) -> np.ndarray:
         for centre in body.face_landmarks[list(features)] @ rest_m:
             near = np.exp(-0.5 * (((rest_m - centre) / (reach * unit)) ** 2).sum(axis=1))
             other = np.exp(-0.5 * (((rest_m - centre * [-1, 1, 1]) / (reach * unit)) ** 2).sum(axis=1))
-            across, along = np.zeros((2, *rest_m.shape))
+            across, along = np.zeros(rest_m.shape), np.zeros(rest_m.shape)
             across[:, 0] = near - other
             along[:, 1] = np.maximum(near, other) if features is MIDDLE_FEATURES else near + other
             fields += [along] if features is MIDDLE_FEATURES else [across, along]
@@ -261,7 +263,12 @@ class _LandmarkProblem:
         low = np.r_[np.full(6, -np.inf), np.log(0.78), np.full(k, -np.inf), np.full(n, -1e-9)]
         high = np.r_[np.full(6, np.inf), np.log(1.28), np.full(k, np.inf), np.ones(n)]
         fit = least_squares(
-            self.residuals, start, self.jacobian, (low, high), max_nfev=self.settings.evaluations, x_scale="jac"
+            self.residuals,
+            start,
+            jac=self.jacobian,
+            bounds=(low, high),
+            max_nfev=self.settings.evaluations,
+            x_scale="jac",
         )
         return fit.x
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from backend.human.hair import HairShell
-from backend.human.head_colour import SkinColours, colour_skin
+from backend.human.head_colour import colour_skin
 from backend.human.head_view import FACE_OVAL, INNER_LIPS, LEFT_LIDS, RIGHT_LIDS, HeadView, sample
 from backend.human.head_warp import PhotoFrame, pixels, vertex_normals
 from backend.human.model import BodyModel, Region
@@ -121,9 +121,7 @@ def _triangle_moments(corners_m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]), np.sqrt(np.maximum(values[:, ::-1], 1e-12))
 
 
-def skin_splats(
-    view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame, hair: HairShell
-) -> BoundSplats:
+def skin_splats(view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame, hair: HairShell) -> BoundSplats:
     """Gaussians of the skin of face, ears, scalp and neck, and of cloth on the neck.
 
     Args:
@@ -148,7 +146,7 @@ def skin_splats(
 
 @dataclass(frozen=True)
 class Seen:
-    """How the photo sees samples: uv_px [N, 2] in the crop, facing [N] n.v, visible [N] bool, normals [N, 3] in the camera."""
+    """How the photo sees samples: uv_px [N, 2] in the crop, facing [N] n.v, visible [N], normals [N, 3] (camera)."""
 
     uv_px: np.ndarray
     facing: np.ndarray
@@ -165,9 +163,7 @@ def _seen(view: HeadView, body: BodyModel, photo_m: np.ndarray, sheet: Sheet) ->
     facing = -(normals * points).sum(axis=1) / np.linalg.norm(points, axis=1)
     size = view.mask.shape[0]
     outside = (body.regions[body.triangles] <= Region.RIGHT_EYE).all(axis=1)
-    depth = depth_buffer(
-        pixels(photo_m, view.camera), photo_m[:, 2], body.triangles[outside], size, size
-    ).depth_m
+    depth = depth_buffer(pixels(photo_m, view.camera), photo_m[:, 2], body.triangles[outside], size, size).depth_m
     cell = np.clip(uv.astype(int), 0, size - 1)
     front = points[:, 2] < depth[cell[:, 1], cell[:, 0]] + OCCLUSION_M
     return Seen(uv, facing, front & ((uv > 2) & (uv < size - 3)).all(axis=1), normals)
@@ -188,6 +184,9 @@ def _spacing(
     spacing[under_hair] = 4.0e-3
     spacing[inner] = 3.5e-3
     if not personal.has_face:
+        spots = personal.vertices_m[body.face_landmarks.indices]
+        painted = cKDTree(spots).query(personal.vertices_m)[0] < 0.01
+        spacing[painted[triangles].any(axis=1) & ~inner] = 1.4e-3
         return spacing
     px_mm = photo_m[triangles[:, 0], 2].mean() / personal.camera.fx * 1e3
     uv = pixels(photo_m, view.camera)
@@ -200,4 +199,4 @@ def _spacing(
     return spacing
 
 
-__all__ = ["Seen", "Sheet", "SkinColours", "skin_splats", "tile_triangles"]
+__all__ = ["Seen", "Sheet", "skin_splats", "tile_triangles"]

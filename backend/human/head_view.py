@@ -217,12 +217,12 @@ def face_hair(
 def _crown_hair(image: np.ndarray, crown: np.ndarray, landmarks_px: np.ndarray) -> np.ndarray:
     """[S, S] bool: pixels of the crown that are surely hair; none on a bald head.
 
-    A bald crown has a colour of the face (several are compared: half of a face may lie in shadow) and skin's fine texture.
+    A bald crown has a colour of the face (several are compared: half of a face may lie in shadow) and skin's texture.
     """
     smooth = cv2.GaussianBlur(image, (0, 0), 3)
     cheeks = sample(smooth, landmarks_px[list(BEARDLESS), :2])
     forehead = sample(smooth, landmarks_px[list(FOREHEAD), :2])
-    # under a fringe the forehead's landmarks lie on hair, or on its edge: skin there is no darker than the darkest cheek
+    # under a fringe the forehead's landmarks lie on hair or its edge: skin is no darker there than the darkest cheek
     bare = to_lab(forehead)[:, 0] > to_lab(cheeks)[:, 0].min() - 5
     palette = np.concatenate([cheeks, forehead[bare]])
     distance = np.min([lab_distance(smooth, colour, lightness=0.4) for colour in palette], axis=0)
@@ -262,7 +262,9 @@ def _hair_seeds(
     cv2.fillPoly(shrunk, [((landmarks_px[list(FACE_OVAL), :2] - middle) * 0.88 + middle).astype(np.int32)], 1)
     seeds = np.full((size, size), cv2.GC_BGD, np.uint8)
     aside = abs(columns - landmarks_px[152, 0]) > 0.28 * face_height_px
-    candidates = inside & ((rows < chin + 0.1 * face_height_px) | (_hanging(labelled, landmarks_px, face_height_px) & aside))
+    candidates = inside & (
+        (rows < chin + 0.1 * face_height_px) | (_hanging(labelled, landmarks_px, face_height_px) & aside)
+    )
     seeds[candidates & ~face] = cv2.GC_PR_FGD
     seeds[candidates & face] = cv2.GC_PR_BGD
     seeds[(shrunk > 0) & (rows > brow)] = cv2.GC_BGD

@@ -81,9 +81,7 @@ def pixels(points_m: np.ndarray, camera: PinholeCamera) -> np.ndarray:
 def vertex_normals(vertices_m: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """[V, 3] unit normals, weighted by area."""
     v = vertices_m
-    cross = np.cross(
-        v[triangles[:, 1]] - v[triangles[:, 0]], v[triangles[:, 2]] - v[triangles[:, 0]]
-    )
+    cross = np.cross(v[triangles[:, 1]] - v[triangles[:, 0]], v[triangles[:, 2]] - v[triangles[:, 0]])
     normals = np.zeros_like(v)
     for k in range(3):
         np.add.at(normals, triangles[:, k], cross)
@@ -91,7 +89,7 @@ def vertex_normals(vertices_m: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 
 
 def ear_vertices(body: BodyModel) -> np.ndarray:
-    """[V] int8: +1 left ear, -1 right ear, 0 elsewhere; a box beside the template's skull in units of the eyes' distance."""
+    """[V] int8: +1 left ear, -1 right ear, 0 elsewhere; a box beside the skull in units of the eyes' distance."""
     eyes = body.joints(body.template_m)[list(EYES)]
     local = (body.template_m - eyes.mean(axis=0)) / np.linalg.norm(eyes[0] - eyes[1])
     across, up, ahead = abs(local[:, 0]), local[:, 1], local[:, 2]
@@ -146,9 +144,7 @@ def warp_to_photo(
     return frame.to_rest(moved)
 
 
-def _damped_depth(
-    target: np.ndarray, tied_m: np.ndarray, camera: PinholeCamera, settings: WarpSettings
-) -> np.ndarray:
+def _damped_depth(target: np.ndarray, tied_m: np.ndarray, camera: PinholeCamera, settings: WarpSettings) -> np.ndarray:
     """[L] part of the landmarks' depth that is believed, metres along the camera's axis."""
     own = target[:, 2] * tied_m[:, 2].mean() / camera.fx
     beyond = (own - own.mean()) - (tied_m[:, 2] - tied_m[:, 2].mean())
@@ -159,7 +155,7 @@ def _damped_depth(
 def _outline_shift(
     view: HeadView, body: BodyModel, points_m: np.ndarray, ears: np.ndarray, settings: WarpSettings
 ) -> np.ndarray:
-    """[V, 3] camera offsets that scale the skull in the image plane to the mask's outline (bare) or inside it (hair)."""
+    """[V, 3] camera offsets that scale the skull in the image to the mask's outline (bare) or inside it (hair)."""
     skull = (body.regions == Region.HEAD) & (body.skin_weights[:, list(SKULL_JOINTS)].sum(axis=1) > 0.8) & (ears == 0)
     uv = pixels(points_m, view.camera)
     centre = skull_centre_px(view, uv, body)
@@ -225,9 +221,7 @@ def outline_by_angle(view: HeadView, centre_px: np.ndarray, thetas: np.ndarray) 
     return exits, hairy
 
 
-def hidden_ears(
-    view: HeadView, camera_points_m: np.ndarray, ears: np.ndarray
-) -> tuple[bool, bool]:
+def hidden_ears(view: HeadView, camera_points_m: np.ndarray, ears: np.ndarray) -> tuple[bool, bool]:
     """Whether left and right ear are covered: fewer than 40 % of their pixels have the skin's colour."""
     uv = pixels(camera_points_m, view.camera)
     skin = lab_distance(sample(view.image, uv), view.skin_colour, lightness=0.5) < 20
@@ -257,7 +251,7 @@ def close_mouth(
 ) -> np.ndarray:
     """Offsets that bring the lips of the neutral face together.
 
-    The field is evaluated at the photo's positions, where open lips lie apart, so that it can move them against each other.
+    The field is evaluated at the photo's positions, where open lips lie apart, so that it can move each on its own.
 
     Args:
         neutral_m: [V, 3] rest vertices without actions.

@@ -1,4 +1,4 @@
-"""The personal head on the astronaut's photo: it matches the landmarks, its face moves as told, every Gaussian is bound."""
+"""The personal head of the astronaut: it matches the landmarks, its face moves as told, every Gaussian is bound."""
 
 from __future__ import annotations
 
@@ -105,7 +105,9 @@ def test_a_blink_closes_the_lids_over_the_eyeball(
     assert abs(blink[body.regions == eye]).max() == 0
 
 
-@pytest.mark.parametrize(("name", "axis", "sign"), [("eyeLookOutLeft", 0, 1), ("eyeLookInLeft", 0, -1), ("eyeLookUpLeft", 1, 1)])
+@pytest.mark.parametrize(
+    ("name", "axis", "sign"), [("eyeLookOutLeft", 0, 1), ("eyeLookInLeft", 0, -1), ("eyeLookUpLeft", 1, 1)]
+)
 def test_a_look_turns_the_iris(body: BodyModel, personal: Personal, name: str, axis: int, sign: int) -> None:
     ball = body.regions == Region.LEFT_EYE
     points = personal.vertices_m[ball].astype(np.float64)
@@ -116,7 +118,9 @@ def test_a_look_turns_the_iris(body: BodyModel, personal: Personal, name: str, a
     angle = np.degrees(np.arccos(before @ after / np.linalg.norm(before) / np.linalg.norm(after)))
     assert angle == pytest.approx(LOOK_DEGREES, abs=2)
     assert sign * (after - before)[axis] > 0.003
-    np.testing.assert_allclose(np.linalg.norm(turned - centre, axis=1), np.linalg.norm(points - centre, axis=1), rtol=1e-3)
+    np.testing.assert_allclose(
+        np.linalg.norm(turned - centre, axis=1), np.linalg.norm(points - centre, axis=1), rtol=1e-3
+    )
 
 
 def test_every_gaussian_hangs_on_the_head(body: BodyModel, splats: BoundSplats) -> None:
@@ -133,7 +137,9 @@ def test_hair_lies_inside_the_person(person: Person, body: BodyModel, personal: 
     height, width = person.mask.shape
     rows, columns = np.clip(uv[:, 1].astype(int), 0, height - 1), np.clip(uv[:, 0].astype(int), 0, width - 1)
     reach = 5  # px; the face is 106 px high
-    wide = np.max([np.roll(person.mask, (dy, dx), (0, 1)) for dy in (-reach, 0, reach) for dx in (-reach, 0, reach)], axis=0)
+    wide = np.max(
+        [np.roll(person.mask, (dy, dx), (0, 1)) for dy in (-reach, 0, reach) for dx in (-reach, 0, reach)], axis=0
+    )
     assert (wide[rows, columns] > 0.3).mean() > 0.995
 
 
@@ -145,7 +151,9 @@ def test_the_back_of_the_head_is_hair(body: BodyModel, personal: Personal, splat
     assert outer.sum() > 300
     hair = splats.colours[splats.kind == Kind.HAIR].mean(axis=0)
     cheek = splats.colours[(splats.kind == Kind.SKIN) & (splats.confidence > 0.9)].mean(axis=0)
-    nearer = np.linalg.norm(splats.colours[outer] - hair, axis=1) < np.linalg.norm(splats.colours[outer] - cheek, axis=1)
+    nearer = np.linalg.norm(splats.colours[outer] - hair, axis=1) < np.linalg.norm(
+        splats.colours[outer] - cheek, axis=1
+    )
     assert nearer.mean() > 0.99
 
 
@@ -160,7 +168,9 @@ def test_the_same_photo_gives_the_same_head(
     np.testing.assert_array_equal(twice.offsets_m, splats.offsets_m)
 
 
-def test_without_a_face_the_models_head_gets_hair_from_the_labels(person: Person, body: BodyModel, fit: BodyFit) -> None:
+def test_without_a_face_the_models_head_gets_the_hair_of_the_photo(
+    person: Person, body: BodyModel, fit: BodyFit
+) -> None:
     faceless = replace(person, face_px=np.zeros((0, 3)))
     plain = personalise_head(faceless, body, fit, Context.quiet(seed=0))
     assert not plain.has_face
