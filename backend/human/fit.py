@@ -309,7 +309,7 @@ def make_parts(model: FitModel, body: BodyModel, settings: FitSettings) -> Parts
     joints = model.rest_joints(torch.zeros(SHAPE_COUNT, dtype=DTYPE)).numpy()
     keypoints = np.asarray(body.pose_keypoints @ body.template_m, np.float64)
     pitch = tuple(
-        float(np.arctan2(joints[b][2] - joints[a][2], joints[b][1] - joints[a][1])) for a, b, _ in terms.SPINE_SEGMENTS
+        float(np.arctan2(joints[b][2] - joints[a][2], joints[b][1] - joints[a][1])) for a, b, *_ in terms.SPINE_SEGMENTS
     )
     sole = float(body.template_m[:, 1].min())
     feet = np.array([keypoints[i][1] - sole for i in (*terms.HEELS, *terms.TOES)])

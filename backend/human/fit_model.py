@@ -103,7 +103,7 @@ class FitModel:
     def points(self, regressor: csr_matrix) -> PointSet:
         """Fold a regressor [K, V] (rows sum to 1) with weights and shapes."""
         regressor = csr_matrix(regressor, dtype=np.float64)
-        count = regressor.shape[0]
+        count = len(regressor.indptr) - 1
         share = np.asarray(regressor @ self._weights)
         base = np.stack([regressor @ (self._weights[:, [j]] * self._template) for j in range(BODY_JOINTS)], axis=1)
         flat = self._dirs.reshape(len(self._dirs), -1)

@@ -143,11 +143,11 @@ def fit_hand(
     w2c = torch.tensor(camera.w2c, dtype=DTYPE)
     centre = torch.tensor([camera.cx, camera.cy], dtype=DTYPE)
     pairs = torch.tensor(_BONES)
-    has_depth = len(landmarks_world_m) == 21
-    if has_depth:
+    away: torch.Tensor | None = None  # mediapipe's depth of each bone's direction
+    if len(landmarks_world_m) == 21:
         ends = torch.tensor(np.asarray(landmarks_world_m, np.float64), dtype=DTYPE)
-        away = ends[pairs[:, 1]] - ends[pairs[:, 0]]
-        away = (away / away.norm(dim=1, keepdim=True).clamp(min=1e-6))[:, 2]
+        bones = ends[pairs[:, 1]] - ends[pairs[:, 0]]
+        away = (bones / bones.norm(dim=1, keepdim=True).clamp(min=1e-6))[:, 2]
 
     def error(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         points = hand.points(x[_WRIST], x[_FINGERS].reshape(FINGER_JOINTS, 3))
@@ -161,7 +161,7 @@ def fit_hand(
     def residuals(x: torch.Tensor, switches: torch.Tensor) -> torch.Tensor:
         flat, points = error(x)
         rows = [saturate(flat / LANDMARK_SD, switches[0]).reshape(-1)]
-        if has_depth:
+        if away is not None:
             d = points[pairs[:, 1]] - points[pairs[:, 0]]
             dz = (d / d.norm(dim=1, keepdim=True).clamp(min=1e-6))[:, 2]
             rows.append(saturate(((dz - away) / DEPTH_SD)[:, None], 3.0)[:, 0])
