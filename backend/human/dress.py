@@ -427,7 +427,7 @@ def _default_colours(
     face = (person.labels == Label.SKIN) & photo.usable
     if len(person.face_px):
         hull = np.zeros(person.mask.shape, np.uint8)
-        cv2.fillConvexPoly(hull, cv2.convexHull(person.face_px[:468, :2].astype(np.float32)).astype(np.int32), 1)
+        cv2.fillConvexPoly(hull, cv2.convexHull(person.face_px[:468, :2].astype(np.float32)).astype(np.int32), (1,))
         face &= hull > 0
     pixels = person.image[face].astype(np.float32) / 255
     skin = to_rgb(np.median(to_lab(pixels), axis=0)[None])[0] if len(pixels) > 30 else np.array([0.78, 0.60, 0.50])

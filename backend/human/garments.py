@@ -35,7 +35,7 @@ FIRST_CLOTH = len(Label)
 
 MOST_CLOTHS = 8
 HEM_GAP_M = 0.002
-SAME_GARMENT = 8.0
+SAME_GARMENT = 5.5
 """Upper and lower clothes of one colour cluster are one garment when their medians are nearer than this in
 (L / 2, a, b): a coat reaches over the hips, where the labels begin to say lower."""
 

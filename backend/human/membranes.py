@@ -208,7 +208,7 @@ def _sample(
 ) -> Membrane | None:
     """Points on a pixel grid of both sides, bound to the nearest triangle."""
     step = max(1, round(spacing_m / px_m))
-    rows, columns = np.nonzero(piece & (contour_px >= min(0.6 * step, 2.0)))
+    rows, columns = np.nonzero(piece & (contour_px >= min(0.4 * step, 2.0)))
     grid = (rows % step == 0) & (columns % step == 0)
     rows, columns = rows[grid], columns[grid]
     if len(rows) == 0 or len(carrier) == 0:

@@ -115,7 +115,7 @@ def mesh_links(triangles: np.ndarray, count: int, rings: np.ndarray | None, hem_
 
 def average_operator(links: csr_matrix) -> csr_matrix:
     """Row-normalised links: the weighted mean of the neighbours."""
-    return (diags(1.0 / np.maximum(np.asarray(links.sum(axis=1)).ravel(), 1e-12)) @ links).tocsr()
+    return csr_matrix(diags(1.0 / np.maximum(np.asarray(links.sum(axis=1)).ravel(), 1e-12)) @ links)
 
 
 def smoothed_normals(vertices_m: np.ndarray, triangles: np.ndarray, average: csr_matrix, rounds: int = 8) -> np.ndarray:

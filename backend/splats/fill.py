@@ -89,9 +89,13 @@ def fill_colours(
     fill = rows + _shading(surface, (photo - rows)[:, 0], main)
     fill += _detail(surface, photo - fill, main, seen, seed)
     plain = main & (np.abs(photo - fill) < 1.3 * np.array(SEAM_LIMIT_LAB)).all(axis=1)
-    partner, trust = _mirror(surface, seen, cloth, plain)
-    usable = trust > 0
-    fill[usable] += trust[usable, None] * (photo[partner[usable]] - fill[usable])
+    partner, trust, whole = _mirror(surface, seen, cloth, plain)
+    grain = photo - fill
+    grain -= _neighbour_mean(surface.positions_m, grain, main)
+    grain = np.clip(grain, *np.multiply.outer((-1.5, 1.5), DETAIL_LIMIT_LAB))
+    # a plain cloth gives its folds, not its light: one side of a person is lit, the other is not
+    taken = np.where(whole[:, None], photo[partner] - fill, grain[partner])
+    fill += trust[:, None] * taken
     fill += _seam_offset(surface, photo - fill, seen, main)
     share = blend_weight(confidence)[:, None]
     return to_rgb(share * photo + (1 - share) * fill)
@@ -221,12 +225,13 @@ def _neighbour_mean(positions: np.ndarray, values: np.ndarray, seen: np.ndarray)
 
 def _mirror(
     surface: FillSurface, seen: np.ndarray, cloth: np.ndarray, plain: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mirror partner [N] of each unseen disc among the seen ones of its label and family, and the trust in it [N].
 
-    Where one cloth makes up most of a garment, its patches are no partners: half a badge looks like a stain.
+    Where one cloth makes up most of a garment, its patches are no partners (half a badge looks like a stain); the third
+    result [N] says where this is not so and the partner's whole colour is wanted.
     """
-    partner, trust = np.zeros(len(seen), int), np.zeros(len(seen))
+    partner, trust, whole = np.zeros(len(seen), int), np.zeros(len(seen)), np.zeros(len(seen), bool)
     flip = np.array([-1.0, 1.0, 1.0])
     key = np.concatenate([surface.positions_m / MIRROR_SCALE_M, MIRROR_NORMAL * surface.normals], axis=1)
     flipped = np.concatenate(
@@ -238,12 +243,14 @@ def _mirror(
         area = surface.areas_m2[source]
         if len(source) and (area * (cloth[source] == 0)).sum() > PLAIN_SHARE * area.sum():
             source = source[plain[source]]
+        else:
+            whole[target] = True
         if len(source) == 0:
             continue
         distance, nearest = cKDTree(key[source]).query(flipped[target])
         partner[target] = source[nearest]
         trust[target] = np.clip((MIRROR_REACH[1] - distance) / (MIRROR_REACH[1] - MIRROR_REACH[0]), 0, 1)
-    return partner, trust
+    return partner, trust, whole
 
 
 def _seam_offset(surface: FillSurface, difference: np.ndarray, seen: np.ndarray, main: np.ndarray) -> np.ndarray:
