@@ -41,6 +41,8 @@ PAINTED_LIPS = (
 )
 LIPS = (0, 37, 267, 39, 269, 17, 84, 314, 181, 405, 11, 16)
 UNROLLED_M = 0.0015
+FOLD_TRUST = 0.24
+"""Folded lids show a dark line on the photo, which would become a dark lid in a blink."""
 CAVITY_M = 0.006
 """A vertex whose neighbours rise this far above it would be black (ears have 1 to 2 mm)."""
 
@@ -94,6 +96,7 @@ def colour_skin(
         fill[cloth] = _harmonic(to_vertices, body, cloth_seen, photo, middle)[cloth]
     off = lab_distance(photo, fill, lightness=0.7)
     trust *= np.where(_outside_oval(view, seen) & ~cloth, 1 - np.clip((off - 8) / 8, 0, 1), 1)
+    trust[seen.folded] = np.minimum(trust[seen.folded], FOLD_TRUST)
     share = np.clip((trust - 0.08) / 0.35, 0, 1)
     share = (share * share * (3 - 2 * share))[:, None]
     colours = share * photo + (1 - share) * fill * _grain(len(photo))

@@ -14,12 +14,15 @@ from backend.human.head_warp import PhotoFrame, pixels, vertex_normals
 from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal, head_triangles
 from backend.human.zbuffer import depth_buffer
-from backend.splats.bound import BoundSplats, Kind
+from backend.splats.bound import BoundSplats, Kind, triangle_frames
+from blender_addon.shared.skeleton import FACIAL_ACTIONS
 
 FINE_LANDMARKS = (*LEFT_LIDS, *RIGHT_LIDS, *INNER_LIPS, 61, 291, 0, 17, 37, 267, 84, 314, 4, 98, 327)
 SCALE_PER_DEVIATION = 2.5  # 1.7 left 1 to 2 % of holes, 2.1 a fine dot pattern close up
 THICKNESS = 0.15  # of the mean in-plane scale
 OCCLUSION_M = 0.006
+FOLD_STRETCH, FOLD_GATE = 1.25, 0.15
+"""Skin of the lids whose size grows by more than this in a blink takes only this share of an optimiser's steps."""
 
 
 @dataclass(frozen=True)
@@ -137,24 +140,43 @@ def skin_splats(view: HeadView, body: BodyModel, personal: Personal, frame: Phot
     under_hair = hair.covers(rest)[body.triangles].all(axis=1)[chosen]
     spacing = _spacing(view, body, personal, photo, chosen, under_hair)
     sheet = tile_triangles(rest, body.triangles, chosen, spacing)
-    seen = _seen(view, body, photo, sheet)
+    seen = _seen(view, body, photo, sheet, _unfolds(body, personal)[sheet.triangles])
     colours = colour_skin(view, body, personal, sheet.points(rest, body.triangles), sheet, seen, hair)
-    gate = np.clip((colours.confidence - 0.05) / 0.3, 0, 1)
+    gate = np.clip((colours.confidence - 0.05) / 0.3, 0, 1) * np.where(seen.folded, FOLD_GATE, 1)
     kind = np.where(colours.cloth, Kind.CLOTH, Kind.SKIN)
     return sheet.bound(colours.colours, kind, colours.confidence, (gate, gate))
 
 
+def _unfolds(body: BodyModel, personal: Personal) -> np.ndarray:
+    """[T] bool: skin that a blink spreads out; on the photo it is squeezed into the dark line above the lashes."""
+    rest = personal.vertices_m.astype(np.float64)
+    largest = np.zeros(len(body.triangles))
+    for name in ("eyeBlinkLeft", "eyeBlinkRight"):
+        closed = rest + personal.action_offsets_m[FACIAL_ACTIONS.index(name)]
+        largest = np.maximum(largest, triangle_frames(closed, body.triangles)[1])
+    return largest > FOLD_STRETCH * triangle_frames(rest, body.triangles)[1]
+
+
 @dataclass(frozen=True)
 class Seen:
-    """How the photo sees samples: uv_px [N, 2] in the crop, facing [N] n.v, visible [N], normals [N, 3] (camera)."""
+    """How the photo sees samples.
+
+    Attributes:
+        uv_px: [N, 2] in the crop.
+        facing: [N] n.v.
+        visible: [N] bool.
+        normals: [N, 3] unit, camera axes.
+        folded: [N] bool, skin that a blink spreads out.
+    """
 
     uv_px: np.ndarray
     facing: np.ndarray
     visible: np.ndarray
     normals: np.ndarray
+    folded: np.ndarray
 
 
-def _seen(view: HeadView, body: BodyModel, photo_m: np.ndarray, sheet: Sheet) -> Seen:
+def _seen(view: HeadView, body: BodyModel, photo_m: np.ndarray, sheet: Sheet, folded: np.ndarray) -> Seen:
     points = sheet.points(photo_m, body.triangles)
     uv = pixels(points, view.camera)
     normals = vertex_normals(photo_m, body.triangles)
@@ -166,7 +188,7 @@ def _seen(view: HeadView, body: BodyModel, photo_m: np.ndarray, sheet: Sheet) ->
     depth = depth_buffer(pixels(photo_m, view.camera), photo_m[:, 2], body.triangles[outside], size, size).depth_m
     cell = np.clip(uv.astype(int), 0, size - 1)
     front = points[:, 2] < depth[cell[:, 1], cell[:, 0]] + OCCLUSION_M
-    return Seen(uv, facing, front & ((uv > 2) & (uv < size - 3)).all(axis=1), normals)
+    return Seen(uv, facing, front & ((uv > 2) & (uv < size - 3)).all(axis=1), normals, folded)
 
 
 def _spacing(
