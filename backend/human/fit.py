@@ -23,12 +23,12 @@ from backend.human import fit_losses as terms
 from backend.human.camera import PinholeCamera
 from backend.human.fit_losses import Observation, Parts, PosePrior
 from backend.human.fit_model import BODY_JOINTS, DTYPE, SHAPE_COUNT, FitModel, relaxed_fingers
-from backend.human.hands import fit_hand, hand_columns
+from backend.human.hands import fit_hand, hand_columns, turn_unseen_hand
 from backend.human.lbs import joint_transforms
 from backend.human.least_squares import SolveSettings, minimise
 from backend.human.model import BodyModel, Region
 from backend.perception.labels import Label
-from blender_addon.shared.skeleton import PARENTS
+from blender_addon.shared.skeleton import PARENTS, axis_angle_to_matrices
 
 if TYPE_CHECKING:
     from backend.perception.people import Person
@@ -439,6 +439,7 @@ def _pose_hands(
     context: Context,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Wrists and fingers from the hand landmarks where they fit a hand; the relaxed curl elsewhere."""
+    hidden = hidden_hands(person)
     rest = body.rest(betas)
     pose = pose.copy()
     warnings = []
@@ -450,10 +451,15 @@ def _pose_hands(
     for side, (name, pixels, world) in enumerate(hands):
         context.raise_if_cancelled()
         context.progress(STAGE, 3 + 0.5 * side, 4, f"{name} hand")
-        if len(pixels) != 21:
-            continue
         wrist, fingers = hand_columns(side)[0], hand_columns(side)[1:]
         forearm, at = rotations[18 + side].numpy(), positions[wrist].numpy() + translation
+        if len(pixels) != 21:
+            if not hidden[side]:
+                other = np.isin(person.labels, (Label.UPPER, Label.LOWER, Label.OTHER))
+                start = positions[18 + side].numpy() + translation
+                turn, pose[wrist] = turn_unseen_hand(body, rest, side, forearm, start, pose[wrist], other, camera)
+                pose[18 + side] = _axis_angle(axis_angle_to_matrices(pose[18 + side]) @ turn)
+            continue
         found = fit_hand(body, rest, side, forearm, at, pose[wrist], pixels, world, camera)
         if found is None:
             warnings.append(f"The {name} hand's landmarks do not fit a hand; its fingers are relaxed.")

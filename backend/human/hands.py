@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix
+from scipy.spatial.transform import Rotation
 
 from backend.human.camera import PinholeCamera
 from backend.human.fit_losses import saturate
@@ -22,6 +24,10 @@ DEPTH_SD = 0.4  # of a finger bone's direction away from the camera; mediapipe's
 LIMIT_SD_RAD = 0.05
 # landmark pairs whose direction is compared: palm, then the fingers from thumb to little finger
 _BONES = ((0, 5), (0, 9), (0, 17), (5, 17)) + tuple((f + k, f + k + 1) for f in (1, 5, 9, 13, 17) for k in range(3))
+# roll of the forearm, bend aside, flexion that a relaxed wrist may take without discomfort (ranges of motion: anatomy)
+_UNSEEN_TURNS_DEG = ((0, -40, 40, -80, 80), (0, -20, 20), (0, -35, 35, -65, 65))
+_UNSEEN_ELBOW_DEG = (-20, 0, 20)  # a wrist that was only guessed is known to about this
+_UNSEEN_TURN_COST = 0.06  # share of the hand that one radian (squared) outweighs
 # parameters: wrist 3, fingers 45, shift in the image 2 (over the hand's length), log size
 _WRIST, _FINGERS, _SHIFT, _SIZE = slice(0, 3), slice(3, 48), slice(48, 50), 50
 
@@ -187,3 +193,53 @@ def fit_hand(
         return None
     angles = best[0].numpy()
     return HandPose(angles[_WRIST].copy(), angles[_FINGERS].reshape(FINGER_JOINTS, 3).copy(), distance)
+
+
+def turn_unseen_hand(
+    body: BodyModel,
+    rest: tuple[np.ndarray, np.ndarray],
+    side: int,
+    forearm_rotation: np.ndarray,
+    elbow_m: np.ndarray,
+    wrist: np.ndarray,
+    other: np.ndarray,
+    camera: PinholeCamera,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn a hand that nobody saw to where the photo does not contradict it.
+
+    A hand in plain view would have been found. Where the fitted one covers pixels that show something else, elbow and
+    wrist bend within their range until least of the hand does; a small turn is preferred to a large one.
+
+    Args:
+        body: The body model.
+        rest: Rest vertices [V, 3] and joints [55, 3] of the person's shape, metres.
+        side: 0 left, 1 right.
+        forearm_rotation: [3, 3] world rotation of the elbow joint.
+        elbow_m: [3] world position of the elbow.
+        wrist: [3] local axis-angle of the wrist that the body fit found.
+        other: [H, W] bool, pixels that show clothes or a held object.
+        camera: The photo's camera.
+
+    Returns:
+        Rotation [3, 3] to append to the elbow's, and the wrist's local axis-angle [3].
+    """
+    vertices, joints = (a.astype(np.float64) for a in rest)
+    forearm = joints[20 + side] - joints[18 + side]
+    fingers = torch.tensor(relaxed_fingers()[hand_columns(side)[1:]], dtype=DTYPE)
+    start = Rotation.from_rotvec(wrist)
+    best, best_cost = (np.eye(3), np.asarray(wrist)), np.inf
+    for swing, lift in itertools.product(_UNSEEN_ELBOW_DEG, _UNSEEN_ELBOW_DEG):
+        elbow = Rotation.from_euler("yz", (swing, lift), degrees=True)
+        carrier = forearm_rotation @ elbow.as_matrix()
+        hand = _fold(body, vertices, joints, side, carrier, elbow_m + carrier @ forearm)
+        for roll, bend, flexion in itertools.product(*_UNSEEN_TURNS_DEG):
+            turn = Rotation.from_euler("xyz", (roll, bend, flexion), degrees=True)
+            candidate = (start * turn).as_rotvec()
+            pixels = camera.project(hand.points(torch.tensor(candidate, dtype=DTYPE), fingers).numpy()).astype(int)
+            inside = (pixels >= 0).all(axis=1) & (pixels < [camera.width, camera.height]).all(axis=1)
+            wrong = other[pixels[inside, 1], pixels[inside, 0]].sum() / len(pixels)
+            effort = np.square(turn.as_rotvec()).sum() + 4 * np.square(elbow.as_rotvec()).sum()
+            cost = wrong + _UNSEEN_TURN_COST * float(effort)
+            if cost < best_cost - 1e-9:
+                best, best_cost = (elbow.as_matrix(), candidate), cost
+    return best
