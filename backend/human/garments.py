@@ -27,6 +27,8 @@ BIN_M = 0.005
 CHANGE_COST_BINS = 4.0
 """Evidence, in fully observed rings, that a change of label must bring: 2 cm."""
 
+MAIN_BONUS = 0.1
+
 FULL_EVIDENCE_PX = 6.0
 """Pixels of a ring that count as a full observation."""
 
@@ -34,6 +36,12 @@ FIRST_CLOTH = len(Label)
 """Codes from here on are cloths: what the labels call upper, lower or other, split and joined by colour."""
 
 MOST_CLOTHS = 8
+PATTERN_REACH = 0.05
+"""Of the square root of the clothes' area: about 4 cm, the width of a broad stripe."""
+
+PATTERN_MUTUAL = 0.75
+PATTERN_AREA = 0.12
+"""Smallest share of the clothes of a pattern's colour; fittings and collars have less."""
 HEM_GAP_M = 0.002
 SAME_GARMENT = 5.5
 """Upper and lower clothes of one colour cluster are one garment when their medians are nearer than this in
@@ -163,7 +171,29 @@ def garment_codes(image: np.ndarray, labels: np.ndarray, usable: np.ndarray) -> 
         colours, names = _palette(sample[own], state[own])
         nearest = cKDTree(colours * scale).query(lab[pixels] * scale)[1]
         codes[pixels] = FIRST_CLOTH + np.minimum(names[nearest], MOST_CLOTHS - 1)
-    return codes
+    return _join_patterns(codes, known)
+
+
+def _join_patterns(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Codes [H, W] in which the colours of one stripe, check or dot pattern have become one garment.
+
+    In a pattern almost every pixel of either colour has the other one near; a badge is near its shirt, but most of the
+    shirt is not near its badge.
+    """
+    area = int(known.sum())
+    side = 2 * max(1, round(PATTERN_REACH * np.sqrt(area))) + 1
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    out = codes.copy()
+    present = [
+        c for c in range(FIRST_CLOTH, FIRST_CLOTH + MOST_CLOTHS) if ((codes == c) & known).sum() > PATTERN_AREA * area
+    ]
+    near = {c: cv2.dilate(((codes == c) & known).astype(np.uint8), kernel) > 0 for c in present}
+    for k, a in enumerate(present):
+        for b in present[k + 1 :]:
+            mutual = min(near[b][(codes == a) & known].mean(), near[a][(codes == b) & known].mean())
+            if mutual > PATTERN_MUTUAL:
+                out[out == out[codes == b][0]] = out[codes == a][0]
+    return out
 
 
 def _garments(sample: np.ndarray, label: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -226,6 +256,8 @@ def find_rings(
     total = votes.sum(axis=2, keepdims=True)
     evidence = np.minimum(total / FULL_EVIDENCE_PX, 1.0)
     score = votes / np.maximum(total, 1e-9) * evidence + prior * np.where(prior >= 0.5, 1.0, 1.0 - evidence)
+    # the main cloth goes on where fittings and shadows share a row with it
+    score[:, :, FIRST_CLOTH] += MAIN_BONUS * evidence[:, :, 0]
     ring_labels = np.stack([best_sequence(chain, CHANGE_COST_BINS) for chain in score]).astype(np.uint8)
     return Rings(ring_labels, evidence[:, :, 0], start)
 

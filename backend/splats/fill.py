@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix, diags
 from scipy.spatial import cKDTree
 
 from backend.splats.colour import SEEN, blend_weight, to_lab, to_rgb
-from backend.splats.rows import cloths, row_colours
+from backend.splats.rows import cloths, is_pattern, row_colours
 
 MIRROR_SCALE_M = 0.02
 MIRROR_NORMAL = 0.7
@@ -28,6 +28,7 @@ SEAM_STEPS = 80
 
 SEAM_LIMIT_LAB = (14.0, 10.0, 10.0)
 PLAIN_SHARE = 0.55
+ACROSS_WEIGHT = 0.35
 JOIN_M = 0.05
 USUAL_SHADING = (0.0, 5.0, 5.0)
 """L per unit of the normal's x, y and |z| under light from above and in front; what a fit to the photo starts from."""
@@ -131,6 +132,9 @@ def _row_colours(
             own = target & (cloth >= 0)
             if own.sum() >= 40:
                 flank = _flanks(surface, own)
+                if is_pattern(surface.axis_m[flank], cloth[flank], surface.areas_m2[flank]):
+                    out[target] = photo[_same_place(surface, np.flatnonzero(own), np.flatnonzero(target))]
+                    continue
                 out[target] = row_colours(
                     surface.axis_m[flank], photo[flank], cloth[flank], surface.areas_m2[flank], surface.axis_m[target]
                 )
@@ -173,6 +177,13 @@ def _shading(surface: FillSurface, lightness: np.ndarray, main: np.ndarray) -> n
     out = np.zeros((len(n), 3))
     out[:, 0] = SHADING_SHARE * (basis @ gain)
     return out
+
+
+def _same_place(surface: FillSurface, source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The seen disc of `source` at the height and place across of each disc of `target`; the height counts most."""
+    lateral = np.where(surface.families == 1, surface.positions_m[:, 1], surface.positions_m[:, 0])
+    key = np.stack([surface.axis_m, ACROSS_WEIGHT * lateral], axis=1)
+    return source[cKDTree(key[source]).query(key[target])[1]]
 
 
 def _flanks(surface: FillSurface, own: np.ndarray) -> np.ndarray:

@@ -19,6 +19,11 @@ MAIN_BONUS = 0.35
 """Advantage of the garment's main colour in every row; patches, straps and shadows below 65 % of a row lose."""
 
 CHANGE_COST_ROWS = 2.0
+
+PATTERN_WINDOW_M = 0.08
+PATTERN_SHARE = 0.2
+"""In a pattern nearly every stretch of 8 cm has 20 % of other colours; a badge or a collar is in one of them."""
+
 _LAB_WEIGHTS = np.array([0.5, 1.0, 1.0])
 
 
@@ -80,6 +85,23 @@ def row_colours(
     t = np.clip((beyond - 0.02) / 0.10, 0, 1)[:, None]
     main = cloth == 0 if (cloth == 0).any() else fits
     return (1 - t) * values + t * np.median(lab[main], axis=0)
+
+
+def is_pattern(axis_m: np.ndarray, cloth: np.ndarray, weights: np.ndarray) -> bool:
+    """Whether a garment is striped, checked or dotted: other colours than the main one along most of its length.
+
+    Args:
+        axis_m: [S] coordinate of the samples along the limb.
+        cloth: [S] from `cloths`.
+        weights: [S] area of each sample.
+    """
+    window = np.floor((axis_m - axis_m.min()) / PATTERN_WINDOW_M).astype(int)
+    total = np.bincount(window, weights)
+    other = np.bincount(window, weights * (cloth != 0))
+    filled = total > 0.2 * total.max()
+    if filled.sum() < 3:
+        return False
+    return bool((other[filled] > PATTERN_SHARE * total[filled]).mean() > 0.7)
 
 
 def cloths(lab: np.ndarray, weights: np.ndarray) -> np.ndarray:

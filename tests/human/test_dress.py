@@ -271,6 +271,18 @@ def test_garment_codes_follow_colour_not_the_waist() -> None:
     assert (codes[:, :10] == Label.NONE).all()
 
 
+def test_a_striped_shirt_is_one_garment_and_a_badge_makes_no_pattern() -> None:
+    labels = np.zeros((200, 80), np.uint8)
+    labels[:, 10:70] = Label.UPPER
+    striped = np.full((200, 80, 3), SHIRT, np.uint8)
+    striped[(np.arange(200) // 6) % 2 == 0] = TROUSERS
+    assert len(np.unique(garment_codes(striped, labels, labels > 0)[labels > 0])) == 1
+    badge = np.full((200, 80, 3), SHIRT, np.uint8)
+    badge[40:70, 20:50] = TROUSERS
+    codes = garment_codes(badge, labels, labels > 0)
+    assert codes[55, 35] != codes[150, 35]
+
+
 def test_nearest_on_triangles_finds_the_foot_point() -> None:
     vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 5, 0], [6, 5, 0], [5, 6, 0]])
     triangles = np.array([[0, 1, 2], [3, 4, 5]])

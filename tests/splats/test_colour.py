@@ -83,6 +83,16 @@ def test_a_badge_does_not_go_round_and_a_colour_block_does() -> None:
     assert (nearest[back & (y < 0.21)] == 1).mean() > 0.99
 
 
+def test_stripes_go_round() -> None:
+    surface = _cylinder(12_000)
+    red = (surface.axis_m / 0.04).astype(int) % 2 == 0
+    photo = np.where(red[:, None], PATCH, ORANGE)
+    out = fill_colours(surface, photo, _confidence(surface), {}, NAVY, seed=0)
+    back = surface.normals[:, 2] < -0.3
+    nearest = np.argmin([np.linalg.norm(out - c, axis=1) for c in (ORANGE, PATCH)], axis=0)
+    assert (nearest[back] == red[back]).mean() > 0.9
+
+
 def test_shade_over_height_does_not_become_bands() -> None:
     surface = _cylinder(12_000)
     wave = 0.75 + 0.25 * np.sin(2 * np.pi * surface.axis_m / 0.06)
