@@ -236,7 +236,7 @@ def turn_unseen_hand(
             turn = Rotation.from_euler("xyz", (roll, bend, flexion), degrees=True)
             candidate = (start * turn).as_rotvec()
             pixels = camera.project(hand.points(torch.tensor(candidate, dtype=DTYPE), fingers).numpy()).astype(int)
-            inside = (pixels >= 0).all(axis=1) & (pixels < [camera.width, camera.height]).all(axis=1)
+            inside = (pixels >= 0).all(axis=1) & (pixels < other.shape[::-1]).all(axis=1)
             wrong = other[pixels[inside, 1], pixels[inside, 0]].sum() / len(pixels)
             effort = np.square(turn.as_rotvec()).sum() + 4 * np.square(elbow.as_rotvec()).sum()
             cost = wrong + _UNSEEN_TURN_COST * float(effort)

@@ -35,6 +35,10 @@ SKIN_DISTANCE = 9.0
 GROWTH_M = 0.22
 """How far over the body an object may reach from the part of it that stands out."""
 
+RIM_GROWTH_M = 0.32
+RIM_M = 0.035
+"""The same for a dark rim, which only counts this close to the convex hull of what was found so far."""
+
 _LAB_WEIGHTS = np.array([0.5, 1.0, 1.0])
 _SKIN_WEIGHTS = np.array([0.4, 1.0, 1.0])
 _HOLDING = {"elbow", "wrist", "knee", "ankle", "foot"}
@@ -98,7 +102,10 @@ def find_held_objects(person: Person, body: BodyModel, personal: Personal) -> np
         limb = int(np.bincount(near[piece]).argmax())
         if _is_cloth(lab, piece, mask & covered, owner, limb, px_m):
             continue
-        held |= _grow(lab, piece, mask, covered, holding, person, reach, px_m)
+        core = _grow(lab, piece, mask, covered, holding, person, reach, px_m, GROWTH_M)
+        # its own far rim may lie deeper in the body; what does not round the object off is the clothes' own
+        far_rim = _grow(lab, piece, mask, covered, holding, person, reach, px_m, RIM_GROWTH_M)
+        held |= core | (far_rim & _around(core, RIM_M / px_m))
     if held.any():
         # mixed pixels along its edge belong to nobody
         held = (cv2.dilate(held.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & mask
@@ -175,6 +182,15 @@ def _main_colours(samples: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
     return centres, np.bincount(members.ravel(), minlength=count) / len(samples)
 
 
+def _around(piece: np.ndarray, margin_px: float) -> np.ndarray:
+    """[H, W] bool: the convex hull of a piece, grown by a margin."""
+    outline, _ = cv2.findContours(piece.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    hull = np.zeros(piece.shape, np.uint8)
+    cv2.fillConvexPoly(hull, cv2.convexHull(np.concatenate(outline)), 1)
+    side = 2 * max(1, round(margin_px)) + 1
+    return cv2.dilate(hull, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) > 0
+
+
 def _grow(
     lab: np.ndarray,
     piece: np.ndarray,
@@ -184,12 +200,13 @@ def _grow(
     person: Person,
     reach: int,
     px_m: float,
+    growth_m: float,
 ) -> np.ndarray:
     """The whole object: `piece`, the rest of it beside the body, and what of it is drawn over the body."""
     weighted = lab * _LAB_WEIGHTS
     distance = cv2.distanceTransform((~piece).astype(np.uint8), cv2.DIST_L2, 5)
     beside = mask & ~covered & holding & (distance <= 1.5 * reach)
-    allowed = mask & (distance * px_m <= GROWTH_M) & ~np.isin(person.labels, (Label.HAIR, Label.SKIN))
+    allowed = mask & (distance * px_m <= growth_m) & ~np.isin(person.labels, (Label.HAIR, Label.SKIN))
     clothes = mask & covered & ~allowed & np.isin(person.labels, (Label.UPPER, Label.LOWER, Label.OTHER))
     object_centres, share = _main_colours(weighted[piece], 5)
     object_centres = object_centres[share >= 0.03]

@@ -150,7 +150,9 @@ def _places(
     waist = np.zeros(shape, bool)
     waist[max(0, int(points[[23, 24], 1].mean() - 0.15 * torso_px)) :] = True
     upper = (torso | arms) & ~_disc(shape, *head.mean(axis=0), 0.55 * head_px)
-    oval = _polygon(shape, cv2.convexHull(face_px[:468, :2].astype(np.float32))[:, 0]) if len(face_px) else near_head & False
+    oval = np.zeros(shape, bool)
+    if len(face_px):
+        oval = _polygon(shape, cv2.convexHull(face_px[:468, :2].astype(np.float32))[:, 0])
     oval = cv2.erode(oval.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=max(1, round(0.04 * head_px))) > 0
     brow_row = face_px[[105, 334], 1].mean() if len(face_px) else 0
     oval[: int(brow_row)] = False  # a fringe may hang over the forehead; below the brows shade is not hair
