@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 STAGE = "Dress the body"
 HELD_MARGIN_M = 0.012
 
-BORDER_M = 0.05
+BORDER_M = 0.015
 """Width of the blend into the fill where the picture ends."""
 
 
@@ -259,7 +259,7 @@ class _PhotoView:
         """[N] 0..1: rises over `BORDER_M` from the picture's border, so that a cut-off person fades into the fill."""
         height, width = self.usable.shape
         inside = np.minimum(np.minimum(uv_px[:, 0], width - uv_px[:, 0]), np.minimum(uv_px[:, 1], height - uv_px[:, 1]))
-        return np.clip((inside * self.px_m - 0.004) / BORDER_M, 0, 1)
+        return np.clip((inside * self.px_m - 0.002) / BORDER_M, 0, 1)
 
 
 def _spacing(
