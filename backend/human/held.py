@@ -35,6 +35,9 @@ SKIN_DISTANCE = 9.0
 GROWTH_M = 0.22
 """How far over the body an object may reach from the part of it that stands out."""
 
+BAY_M = 0.05
+"""Radius of the opening that rounds an object off."""
+
 RIM_GROWTH_M = 0.32
 RIM_M = 0.035
 """The same for a dark rim, which only counts this close to the convex hull of what was found so far."""
@@ -105,7 +108,9 @@ def find_held_objects(person: Person, body: BodyModel, personal: Personal) -> np
         core = _grow(lab, piece, mask, covered, holding, person, reach, px_m, GROWTH_M)
         # its own far rim may lie deeper in the body; what does not round the object off is the clothes' own
         far_rim = _grow(lab, piece, mask, covered, holding, person, reach, px_m, RIM_GROWTH_M)
-        held |= core | (far_rim & _around(core, RIM_M / px_m))
+        whole = (core | (far_rim & _around(core, RIM_M / px_m))).astype(np.uint8)
+        # what only hangs on by its colour, a badge or a strap, sticks out and falls to an opening
+        held |= core | (cv2.morphologyEx(whole, cv2.MORPH_OPEN, _ellipse(BAY_M / px_m)) > 0)
     if held.any():
         # mixed pixels along its edge belong to nobody
         held = (cv2.dilate(held.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & mask
@@ -187,8 +192,12 @@ def _around(piece: np.ndarray, margin_px: float) -> np.ndarray:
     outline, _ = cv2.findContours(piece.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     hull = np.zeros(piece.shape, np.uint8)
     cv2.fillConvexPoly(hull, cv2.convexHull(np.concatenate(outline)), 1)
-    side = 2 * max(1, round(margin_px)) + 1
-    return cv2.dilate(hull, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) > 0
+    return cv2.dilate(hull, _ellipse(margin_px)) > 0
+
+
+def _ellipse(radius_px: float) -> np.ndarray:
+    side = 2 * max(1, round(radius_px)) + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
 
 
 def _grow(
