@@ -225,21 +225,20 @@ def turn_unseen_hand(
     """
     vertices, joints = (a.astype(np.float64) for a in rest)
     forearm = joints[20 + side] - joints[18 + side]
+    # the fingers keep their curl, so the landmarks turn about the wrist like one piece
+    hand = _fold(body, vertices, joints, side, np.eye(3), np.zeros(3))
     fingers = torch.tensor(relaxed_fingers()[hand_columns(side)[1:]], dtype=DTYPE)
-    start = Rotation.from_rotvec(wrist)
-    best, best_cost = (np.eye(3), np.asarray(wrist)), np.inf
-    for swing, lift in itertools.product(_UNSEEN_ELBOW_DEG, _UNSEEN_ELBOW_DEG):
-        elbow = Rotation.from_euler("yz", (swing, lift), degrees=True)
-        carrier = forearm_rotation @ elbow.as_matrix()
-        hand = _fold(body, vertices, joints, side, carrier, elbow_m + carrier @ forearm)
-        for roll, bend, flexion in itertools.product(*_UNSEEN_TURNS_DEG):
-            turn = Rotation.from_euler("xyz", (roll, bend, flexion), degrees=True)
-            candidate = (start * turn).as_rotvec()
-            pixels = camera.project(hand.points(torch.tensor(candidate, dtype=DTYPE), fingers).numpy()).astype(int)
-            inside = (pixels >= 0).all(axis=1) & (pixels < other.shape[::-1]).all(axis=1)
-            wrong = other[pixels[inside, 1], pixels[inside, 0]].sum() / len(pixels)
-            effort = np.square(turn.as_rotvec()).sum() + 4 * np.square(elbow.as_rotvec()).sum()
-            cost = wrong + _UNSEEN_TURN_COST * float(effort)
-            if cost < best_cost - 1e-9:
-                best, best_cost = (elbow.as_matrix(), candidate), cost
-    return best
+    piece = hand.points(torch.zeros(3, dtype=DTYPE), fingers).numpy()
+    elbows = Rotation.from_euler("yz", list(itertools.product(_UNSEEN_ELBOW_DEG, repeat=2)), degrees=True)
+    turns = Rotation.from_euler("xyz", list(itertools.product(*_UNSEEN_TURNS_DEG)), degrees=True)
+    wrists = Rotation.from_rotvec(wrist) * turns
+    carriers = forearm_rotation @ elbows.as_matrix()
+    points = np.einsum("eab,wbc,kc->ewka", carriers, wrists.as_matrix(), piece)
+    points += (elbow_m + carriers @ forearm)[:, None, None]
+    pixels = camera.project(points.reshape(-1, 3)).astype(int)
+    inside = (pixels >= 0).all(axis=1) & (pixels < other.shape[::-1]).all(axis=1)
+    pixels = np.where(inside[:, None], pixels, 0)
+    wrong = (other[pixels[:, 1], pixels[:, 0]] & inside).reshape(points.shape[:3]).mean(axis=2)
+    effort = np.square(turns.as_rotvec()).sum(1) + 4 * np.square(elbows.as_rotvec()).sum(1)[:, None]
+    elbow, turn = np.unravel_index(np.argmin(wrong + _UNSEEN_TURN_COST * effort), wrong.shape)
+    return elbows[elbow].as_matrix(), wrists[turn].as_rotvec()

@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from backend.context import Context
 from backend.errors import UserError
 from backend.human.camera import PinholeCamera
 from backend.human.fit import BodyFit, fit_body
 from backend.human.fit_model import relaxed_fingers
-from backend.human.hands import fit_hand, hand_columns
+from backend.human.hands import fit_hand, hand_columns, turn_unseen_hand
 from backend.human.lbs import joint_transforms, skin
 from backend.human.model import BodyModel, load_default_body
 from backend.perception.people import Person
@@ -237,6 +238,64 @@ def test_scattered_hand_landmarks_are_refused(body: BodyModel) -> None:
     pixels = np.random.default_rng(0).uniform(250, 350, (21, 2))
     pixels[9], pixels[12] = pixels[0] + [20, 0], pixels[0] + [35, 0]
     assert fit_hand(body, rest, 0, np.eye(3), rest[1][20], np.zeros(3), pixels, np.zeros((0, 3)), camera) is None
+
+
+def unseen_hand(
+    body: BodyModel, side: int, other: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+    """Turn one hand of the standing figure: (elbow turn, wrist), the hand's pixels before and after."""
+    pose, betas, camera = standing_pose(0.0), np.zeros(20), camera_at()
+    rest = body.rest(betas)
+    turn, place = joint_transforms(torch.tensor(rest[1], dtype=torch.float64), torch.tensor(pose))
+    elbow, wrist = 18 + side, 20 + side
+    found = turn_unseen_hand(
+        body, rest, side, turn[elbow].numpy(), place[elbow].numpy(), pose[wrist], other, camera
+    )  # fmt: skip
+    turned = pose.copy()
+    turned[elbow] = (Rotation.from_rotvec(pose[elbow]) * Rotation.from_matrix(found[0])).as_rotvec()
+    turned[wrist] = found[1]
+    before, after = (
+        camera.project(np.asarray(body.hand_keypoints @ posed_vertices(body, p, betas), np.float64))[21 * side :][:21]
+        for p in (pose, turned)
+    )
+    return found, before, after
+
+
+def covered(pixels: np.ndarray, other: np.ndarray) -> float:
+    """Share of points [N, 2] that lie on marked pixels."""
+    column, row = np.clip(pixels.astype(int), 0, [WIDTH - 1, HEIGHT - 1]).T
+    return float(other[row, column].mean())
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_unseen_hand_leaves_what_the_photo_shows_there(body: BodyModel, side: int) -> None:
+    """Cloth where the fitted hand would be seen: the hand turns until it covers less of it."""
+    _, before, _ = unseen_hand(body, side, np.zeros((HEIGHT, WIDTH), bool))
+    other = np.zeros((HEIGHT, WIDTH), bool)
+    # cloth from the knuckles on to the side away from the trunk, as a coat's skirt beside the hand
+    edge = int(np.median(before[:, 0]))
+    if side == 0:
+        other[:, edge:] = True
+    else:
+        other[:, :edge] = True
+    _, before, after = unseen_hand(body, side, other)
+    assert covered(before, other) > 0.3
+    assert covered(after, other) < covered(before, other) - 0.15
+    # wrist and fingers stay near where they were: a small turn, no new arm
+    assert np.linalg.norm(after[0] - before[0]) < 0.12 * HEIGHT
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_unseen_hand_over_background_stays(body: BodyModel, side: int) -> None:
+    """Nothing contradicts the hand, so nothing is turned, even with cloth elsewhere in the photo."""
+    _, before, _ = unseen_hand(body, side, np.zeros((HEIGHT, WIDTH), bool))
+    other = np.ones((HEIGHT, WIDTH), bool)
+    (x0, y0), (x1, y1) = before.min(0).astype(int) - 3, before.max(0).astype(int) + 4
+    other[y0:y1, x0:x1] = False
+    (turn, wrist), _, after = unseen_hand(body, side, other)
+    np.testing.assert_allclose(turn, np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(wrist, standing_pose(0.0)[20 + side], atol=1e-9)
+    np.testing.assert_allclose(after, before, atol=1e-3)
 
 
 def test_too_few_landmarks_is_a_plain_error(body: BodyModel) -> None:
