@@ -35,6 +35,9 @@ SKIN_DISTANCE = 9.0
 GROWTH_M = 0.22
 """How far over the body an object may reach from the part of it that stands out."""
 
+EDGE_M = 0.015
+"""Width of an object's shadow and blurred edge."""
+
 BAY_M = 0.05
 """Radius of the opening that rounds an object off."""
 
@@ -112,8 +115,8 @@ def find_held_objects(person: Person, body: BodyModel, personal: Personal) -> np
         # what only hangs on by its colour, a badge or a strap, sticks out and falls to an opening
         held |= core | (cv2.morphologyEx(whole, cv2.MORPH_OPEN, _ellipse(BAY_M / px_m)) > 0)
     if held.any():
-        # mixed pixels along its edge belong to nobody
-        held = (cv2.dilate(held.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0) & mask
+        # its shadow and its blurred edge belong to nobody
+        held = (cv2.dilate(held.astype(np.uint8), _ellipse(max(1.0, EDGE_M / px_m))) > 0) & mask
     return held
 
 
