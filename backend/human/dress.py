@@ -30,12 +30,13 @@ from backend.human.lbs import apply_transforms
 from backend.human.membranes import Membrane, build_membranes
 from backend.human.model import BodyModel
 from backend.human.personal import Personal, head_triangles
-from backend.human.shell import average_operator, displacement_caps_m, mesh_links, solve_shell
+from backend.human.shell import average_operator, displacement_caps_m, mesh_links, smoothed_normals, solve_shell
 from backend.human.zbuffer import view_mesh
 from backend.perception.people import Label, Person
 from backend.splats.bound import BoundSplats, Kind, bind_points, concatenate, triangle_frames
-from backend.splats.colour import blend_weight, gates, photo_confidence, sample_photo, to_lab, to_rgb
+from backend.splats.colour import SEEN, blend_weight, gates, photo_confidence, sample_photo, to_lab, to_rgb
 from backend.splats.fill import FillSurface, fill_colours
+from backend.splats.light import Light, find_light, relit
 from backend.splats.surface import SurfaceSamples, disc_frames, sample_surface, vertex_normals
 from blender_addon.shared.skeleton import JOINT_NAMES
 
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from backend.context import Context
 
 STAGE = "Dress the body"
-HELD_MARGIN_M = 0.012
 
 BORDER_M = 0.015
 """Width of the blend into the fill where the picture ends."""
@@ -221,8 +221,8 @@ def body_splats(
     samples = sample_surface(dressed.vertices_m, body.triangles, subset, spacing, context.seed)
     context.raise_if_cancelled()
     context.progress(stage, 1, 2, "colours")
-    shell = _shell_splats(person, body, personal, dressed, photo, parts, samples, settings, context.seed)
-    sheets = [_membrane_splats(person, body, dressed, photo, m, settings) for m in dressed.membranes]
+    shell, light = _shell_splats(person, body, personal, dressed, photo, parts, samples, settings, context.seed)
+    sheets = [_membrane_splats(person, body, dressed, photo, m, light, settings) for m in dressed.membranes]
     context.progress(stage, 2, 2)
     return concatenate([shell, *sheets])
 
@@ -248,10 +248,7 @@ class _PhotoView:
             depth[rows, columns] = np.minimum(depth[rows, columns], z)
         # one pixel and more at the mask's edge is mixed with the background
         rounds = max(1, round(max(person.mask.shape) / 500))
-        # and beside a held object lie its shadow and its blurred edge
-        side = 2 * max(1, round(HELD_MARGIN_M / px_m)) + 1
-        around = cv2.dilate(held.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))) > 0
-        mask = ((person.mask > 0.5) & ~around).astype(np.uint8)
+        mask = ((person.mask > 0.5) & ~held).astype(np.uint8)
         usable = cv2.erode(mask, np.ones((3, 3), np.uint8), iterations=rounds, borderValue=1) > 0
         return _PhotoView(depth, usable, px_m, personal)
 
@@ -310,8 +307,8 @@ def _shell_splats(
     samples: SurfaceSamples,
     settings: DiscSettings,
     seed: int,
-) -> BoundSplats:
-    """Discs on the proxy, coloured from the photo and by rule."""
+) -> tuple[BoundSplats, Light]:
+    """Discs on the proxy, coloured from the photo and by rule; and the photo's light."""
     camera = personal.camera
     posed = samples.interpolate(dressed.posed_m, body.triangles)
     posed_normal = _unit(samples.interpolate(vertex_normals(dressed.posed_m, body.triangles), body.triangles))
@@ -331,8 +328,14 @@ def _shell_splats(
     surface = FillSurface(
         bare, normal, _family(part), _side(part), axis_m(bare, part), label.astype(int), samples.spacing_m**2
     )
-    defaults, overall = _default_colours(person, photo, part, label, colours, confidence)
-    rgb = fill_colours(surface, colours, confidence, defaults, overall, seed)
+    trust = np.where(confidence > SEEN, confidence * samples.spacing_m**2, 0.0)
+    lit = _unit(samples.interpolate(_smooth_normals(body, dressed.posed_m), body.triangles))
+    light = find_light(lit, colours, label, trust, camera.position_m - posed.mean(axis=0), seed)
+    falling = light.at(lit)
+    defaults, overall = _default_colours(person, photo, part, label, relit(colours, 1 / falling), confidence)
+    # the face, where unseen skin takes its colour from, looks at the camera
+    defaults[int(Label.SKIN)] = relit(defaults[int(Label.SKIN)][None], 1 / light.at(-_unit(view).mean(axis=0)[None]))[0]
+    rgb = fill_colours(surface, colours, confidence, defaults, overall, seed, falling)
 
     spacing = samples.spacing_m[:, None]
     centre = samples.positions_m - settings.inward * spacing * normal
@@ -342,7 +345,7 @@ def _shell_splats(
     colour_gate, shape_gate = gates(confidence, facing)
     count = len(samples)
     skin = label == Label.SKIN
-    return BoundSplats(
+    made = BoundSplats(
         triangles=samples.triangles,
         bary=samples.bary,
         offsets_m=offsets,
@@ -356,6 +359,13 @@ def _shell_splats(
         shape_gate=shape_gate,
         opacity_floor=np.full(count, settings.opacity_floor),
     )
+    return made, light
+
+
+def _smooth_normals(body: BodyModel, posed_m: np.ndarray) -> np.ndarray:
+    """[V, 3] normals without toes and creases, which shoes and cloth do not have."""
+    average = average_operator(mesh_links(body.triangles, len(posed_m), None, 1.0))
+    return smoothed_normals(posed_m, body.triangles[outer_triangles(body)], average, rounds=4)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -445,9 +455,15 @@ def _default_colours(
 
 
 def _membrane_splats(
-    person: Person, body: BodyModel, dressed: Dressed, photo: _PhotoView, sheet: Membrane, settings: DiscSettings
+    person: Person,
+    body: BodyModel,
+    dressed: Dressed,
+    photo: _PhotoView,
+    sheet: Membrane,
+    light: Light,
+    settings: DiscSettings,
 ) -> BoundSplats:
-    """Discs of a sheet: its front in the photo's colours, its back in their local mean."""
+    """Discs of a sheet: its front in the photo's colours, its back in their local mean under the light there."""
     camera = photo.personal.camera
     row, column = sheet.pixels.T
     count = len(row)
@@ -458,7 +474,10 @@ def _membrane_splats(
     uv = np.stack([column + 0.5, row + 0.5], axis=1)
     sharp = sample_photo(person.image, uv, np.full(count, sheet.spacing_m / photo.px_m))
     confidence = np.where(sheet.front & photo.usable[row, column], 0.8, 0.0)
-    colours = np.where(confidence[:, None] > 0, sharp, smooth[row, column])
+    view = sheet.points_m - camera.position_m
+    towards = light.at(-_unit(view).mean(axis=0)[None])
+    behind = relit(smooth[row, column], light.at(sheet.normals) / towards)
+    colours = np.where(confidence[:, None] > 0, sharp, behind)
 
     offsets, rotations = bind_points(
         sheet.points_m, disc_frames(sheet.normals), sheet.triangles, sheet.bary, dressed.posed_m, body.triangles
@@ -468,7 +487,6 @@ def _membrane_splats(
         triangle_frames(dressed.vertices_m, faces)[1], 1e-9
     )
     scale = sheet.spacing_m / np.clip(stretch, 0.5, 2.0)
-    view = sheet.points_m - camera.position_m
     facing = -(sheet.normals * view).sum(axis=1) / np.linalg.norm(view, axis=1)
     colour_gate, shape_gate = gates(confidence, facing)
     return BoundSplats(

@@ -42,6 +42,10 @@ PATTERN_REACH = 0.05
 PATTERN_MUTUAL = 0.75
 PATTERN_AREA = 0.12
 """Smallest share of the clothes of a pattern's colour; fittings and collars have less."""
+SHADE_DEPTH = 0.62
+SHADE_CHROMA = 0.17
+"""A lamp at the side halves the luminance (0.7 of the lightness) of one cloth; a and b fall with the lightness."""
+
 HEM_GAP_M = 0.002
 SAME_GARMENT = 5.5
 """Upper and lower clothes of one colour cluster are one garment when their medians are nearer than this in
@@ -171,7 +175,22 @@ def garment_codes(image: np.ndarray, labels: np.ndarray, usable: np.ndarray) -> 
         colours, names = _palette(sample[own], state[own])
         nearest = cKDTree(colours * scale).query(lab[pixels] * scale)[1]
         codes[pixels] = FIRST_CLOTH + np.minimum(names[nearest], MOST_CLOTHS - 1)
-    return _join_patterns(codes, known)
+    return _join_patterns(_join_shades(codes, lab, known, labels == Label.LOWER), known)
+
+
+def _join_shades(codes: np.ndarray, lab: np.ndarray, known: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Codes [H, W] in which light and shade of one garment are one: the same chroma for its lightness, in one half."""
+    out = codes.copy()
+    present = [c for c in range(FIRST_CLOTH, FIRST_CLOTH + MOST_CLOTHS) if ((codes == c) & known).sum() > 30]
+    colour = {c: np.median(lab[(codes == c) & known], axis=0) for c in present}
+    for k, a in enumerate(present):
+        for b in present[k + 1 :]:
+            dark, bright = sorted((colour[a], colour[b]), key=lambda c: c[0])
+            chroma = dark[1:] / max(dark[0], 1.0) - bright[1:] / max(bright[0], 1.0)
+            one_half = abs(half[(codes == a) & known].mean() - half[(codes == b) & known].mean()) < 0.5
+            if one_half and dark[0] > SHADE_DEPTH * bright[0] and np.linalg.norm(chroma) < SHADE_CHROMA:
+                out[out == out[codes == b][0]] = out[codes == a][0]
+    return out
 
 
 def _join_patterns(codes: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Every unseen disc knows its label (which garment, or skin) and its place along the limb. It takes the mirrored disc of
 the same label where that is seen, else what goes round the limb at its height (rows.py). The difference to the photo at
-the border is carried a little way on, which closes the seams.
+the border is carried a little way on, which closes the seams. All this happens in colours without the photo's light
+(light.py), which is put on again for each disc's own normal.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from scipy.sparse import csr_matrix, diags
 from scipy.spatial import cKDTree
 
 from backend.splats.colour import SEEN, blend_weight, to_lab, to_rgb
+from backend.splats.light import relit
 from backend.splats.rows import cloths, is_pattern, row_colours
 
 MIRROR_SCALE_M = 0.02
@@ -30,10 +32,6 @@ SEAM_LIMIT_LAB = (14.0, 10.0, 10.0)
 PLAIN_SHARE = 0.55
 ACROSS_WEIGHT = 0.35
 JOIN_M = 0.05
-USUAL_SHADING = (0.0, 5.0, 5.0)
-"""L per unit of the normal's x, y and |z| under light from above and in front; what a fit to the photo starts from."""
-
-SHADING_SHARE = 0.6
 DETAIL = 0.45
 DETAIL_LIMIT_LAB = (6.0, 3.0, 3.0)
 
@@ -68,6 +66,7 @@ def fill_colours(
     defaults_rgb: Mapping[int, np.ndarray],
     overall_rgb: np.ndarray,
     seed: int,
+    light: np.ndarray | None = None,
 ) -> np.ndarray:
     """Colour every disc.
 
@@ -75,20 +74,21 @@ def fill_colours(
         surface: Places and labels.
         photo_rgb: [N, 3] the photo's colour at each disc, meaningful where `confidence` > 0.
         confidence: [N] 0..1.
-        defaults_rgb: Colours of labels that may be seen nowhere.
-        overall_rgb: [3] colour of a label that is neither seen nor in `defaults_rgb`.
+        defaults_rgb: Colours in full light of labels that may be seen nowhere.
+        overall_rgb: [3] colour in full light of a label that is neither seen nor in `defaults_rgb`.
         seed: Of the small noise.
+        light: [N] 0..1 of full light on each disc in the photo; None where it is even.
 
     Returns:
         [N, 3] 0..1, finite.
     """
-    photo = to_lab(photo_rgb)
+    light = np.ones(len(confidence)) if light is None else light
+    photo = to_lab(relit(photo_rgb, 1 / light))
     seen = confidence > SEEN
     cloth = _cloths(surface, photo, seen)
     rows = _join_families(surface, _row_colours(surface, photo, cloth, defaults_rgb, overall_rgb))
     main = cloth == 0
-    fill = rows + _shading(surface, (photo - rows)[:, 0], main)
-    fill += _detail(surface, photo - fill, main, seen, seed)
+    fill = rows + _detail(surface, photo - rows, main, seen, seed)
     plain = main & (np.abs(photo - fill) < 1.3 * np.array(SEAM_LIMIT_LAB)).all(axis=1)
     partner, trust, whole = _mirror(surface, seen, cloth, plain)
     grain = photo - fill
@@ -99,7 +99,8 @@ def fill_colours(
     fill += trust[:, None] * taken
     fill += _seam_offset(surface, photo - fill, seen, main)
     share = blend_weight(confidence)[:, None]
-    return to_rgb(share * photo + (1 - share) * fill)
+    made = to_lab(relit(to_rgb(fill), light))
+    return to_rgb(share * to_lab(photo_rgb) + (1 - share) * made)
 
 
 def _cloths(surface: FillSurface, photo: np.ndarray, seen: np.ndarray) -> np.ndarray:
@@ -155,27 +156,6 @@ def _join_families(surface: FillSurface, rows: np.ndarray) -> np.ndarray:
             distance, nearest = distance.reshape(len(own), -1), nearest.reshape(len(own), -1)
             share = 0.5 * np.exp(-distance.mean(axis=1) / JOIN_M)[:, None]
             out[own] += share * (rows[other[nearest]].mean(axis=1) - rows[own])
-    return out
-
-
-def _shading(surface: FillSurface, lightness: np.ndarray, main: np.ndarray) -> np.ndarray:
-    """[N, 3] (L only) roundness: how lightness falls with the normal where it is seen, half of it used everywhere.
-
-    Args:
-        surface: Places.
-        lightness: [N] L minus the row's, meaningful where `main`.
-        main: [N] seen discs of their garment's main cloth.
-    """
-    n = surface.normals
-    basis = np.stack([n[:, 0], n[:, 1], np.abs(n[:, 2]) - 0.5], axis=1)
-    gain = np.array([0.0, *USUAL_SHADING[1:]])
-    if main.sum() > 300:
-        a = basis[main] - basis[main].mean(axis=0)
-        y = np.clip(lightness[main], -25, 25)
-        gain = np.linalg.solve(a.T @ a + 50 * np.eye(3), a.T @ (y - y.mean()) + 50 * np.array(USUAL_SHADING))
-    gain = np.clip(gain, -12, 12)
-    out = np.zeros((len(n), 3))
-    out[:, 0] = SHADING_SHARE * (basis @ gain)
     return out
 
 
