@@ -90,6 +90,7 @@ class Dressed:
         undressed_m: [V, 3] rest pose without the shell: where the limbs' axes and mirror partners are read.
         codes: [H, W] what each pixel shows, from `garment_codes`.
         rings: What covers each height of a limb.
+        skirt: [V] bool, under a skirt or coat tails that hang round both legs.
         membranes: Sheets beside the shell.
     """
 
@@ -98,6 +99,7 @@ class Dressed:
     undressed_m: np.ndarray
     codes: np.ndarray
     rings: Rings
+    skirt: np.ndarray
     membranes: tuple[Membrane, ...]
 
 
@@ -126,7 +128,7 @@ def dress(
     rings = find_rings(codes, mask, view, rest, parts, _hands_seen(person))
     if not outline:
         plain = rest.astype(np.float32)
-        return Dressed(plain, posed.astype(np.float32), plain, codes, rings, ())
+        return Dressed(plain, posed.astype(np.float32), plain, codes, rings, np.zeros(len(rest), bool), ())
 
     context.raise_if_cancelled()
     context.progress(STAGE, 1, 3, "outline")
@@ -139,10 +141,10 @@ def dress(
     fixed = np.zeros(len(rest), bool)
     fixed[body.triangles[on_head].ravel()] = True
     joints = body.skin_weights[:, : len(JOINT_NAMES)].argmax(axis=1)
+    skirt = skirt_vertices(rest, posed, parts, rings, mask, personal.camera)
     shell = solve_shell(
         posed, triangles, mask, held, personal.camera, displacement_caps_m(body.skin_weights, fixed), joints,
-        rings.at(rest, parts), rings.observed_at(rest, parts),
-        skirt_vertices(rest, posed, parts, rings, mask, personal.camera), rest[:, 1],
+        rings.at(rest, parts), rings.observed_at(rest, parts), skirt, rest[:, 1],
     )  # fmt: skip
     dressed_rest = wrapped + _undo_directions(transforms, shell.normals * shell.displacement_m[:, None])
     dressed_posed = apply_transforms(transforms, dressed_rest)
@@ -152,7 +154,7 @@ def dress(
     membranes = _membranes(person, body, personal, mask, dressed_posed, outer, on_head, joints)
     context.progress(STAGE, 3, 3)
     vertices, posed_vertices, bare = (v.astype(np.float32) for v in (dressed_rest, dressed_posed, rest))
-    return Dressed(vertices, posed_vertices, bare, codes, rings, membranes)
+    return Dressed(vertices, posed_vertices, bare, codes, rings, skirt, membranes)
 
 
 def _hands_seen(person: Person) -> tuple[bool, bool]:
@@ -323,13 +325,14 @@ def _shell_splats(
     part = parts[body.triangles[samples.triangles, 0]]
     bare = samples.interpolate(dressed.undressed_m, body.triangles)
     ring = dressed.rings.at(bare, part)
-    label, confidence = _labels(person, dressed, uv, part, ring, confidence)
+    under_skirt = samples.interpolate(dressed.skirt.astype(np.float64), body.triangles) > 0.5
+    label, confidence = _labels(person, dressed, uv, part, ring, under_skirt, confidence)
     normal = _unit(samples.interpolate(vertex_normals(dressed.vertices_m, body.triangles), body.triangles))
     surface = FillSurface(
         bare, normal, _family(part), _side(part), axis_m(bare, part), label.astype(int), samples.spacing_m**2
     )
     trust = np.where(confidence > SEEN, confidence * samples.spacing_m**2, 0.0)
-    lit = _unit(samples.interpolate(_smooth_normals(body, dressed.posed_m), body.triangles))
+    lit = _unit(samples.interpolate(_cloth_normals(body, dressed), body.triangles))
     light = find_light(lit, colours, label, trust, camera.position_m - posed.mean(axis=0), seed)
     falling = light.at(lit)
     defaults, overall = _default_colours(person, photo, part, label, relit(colours, 1 / falling), confidence)
@@ -362,10 +365,19 @@ def _shell_splats(
     return made, light
 
 
-def _smooth_normals(body: BodyModel, posed_m: np.ndarray) -> np.ndarray:
-    """[V, 3] normals without toes and creases, which shoes and cloth do not have."""
-    average = average_operator(mesh_links(body.triangles, len(posed_m), None, 1.0))
-    return smoothed_normals(posed_m, body.triangles[outer_triangles(body)], average, rounds=4)
+def _cloth_normals(body: BodyModel, dressed: Dressed) -> np.ndarray:
+    """[V, 3] normals in the photo's pose without toes, creases and the cleft of a skirt, which cloth does not have."""
+    posed = np.asarray(dressed.posed_m, np.float64)
+    average = average_operator(mesh_links(body.triangles, len(posed), None, 1.0))
+    triangles = body.triangles[outer_triangles(body)]
+    normals = smoothed_normals(posed, triangles, average, rounds=4)
+    feet = np.isin(vertex_parts(body), FEET)
+    normals[feet] = smoothed_normals(posed, triangles, average, rounds=30)[feet]
+    if dressed.skirt.any():
+        points = posed[dressed.skirt]
+        away = (points - points.mean(axis=0)) * [1.0, 0.0, 1.0]
+        normals[dressed.skirt] = _unit(_unit(away) + normals[dressed.skirt])
+    return normals
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -394,12 +406,14 @@ def _labels(
     uv_px: np.ndarray,
     part: np.ndarray,
     ring: np.ndarray,
+    under_skirt: np.ndarray,
     confidence: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Label [N] of each disc, and its confidence [N] without pixels that belong to something else.
 
     Seen discs carry the photo's label, the others that of their ring. Pixels on hands and arms that contradict the
-    ring, and skin near a hand that lies on the clothes, come from a limb that the pose missed by a little.
+    ring, and skin near a hand that lies on the clothes, come from a limb that the pose missed by a little; what is worn
+    under a skirt is not its own colour where its hem hangs a little too low.
     """
     height, width = person.mask.shape
     row = np.clip(np.floor(uv_px[:, 1]).astype(int), 0, height - 1)
@@ -419,7 +433,9 @@ def _labels(
     if len(hands):
         near_hand = cKDTree(hands).query(uv_px)[0] < 0.15 * size
     hand_on_cloth = ~limb & (pixel == Label.SKIN) & (ring != Label.SKIN) & near_hand
-    out = np.where(contradicts | np.isin(part, lost) | hand_on_cloth, 0.0, confidence).astype(np.float32)
+    below = np.unique(ring[np.isin(part, LEGS) & ~under_skirt])
+    hem_too_low = under_skirt & (pixel != ring) & np.isin(pixel, below)
+    out = np.where(contradicts | np.isin(part, lost) | hand_on_cloth | hem_too_low, 0.0, confidence).astype(np.float32)
     seen = (blend_weight(out) > 0.5) & (pixel != Label.NONE)
     return np.where(seen, pixel, ring), out
 

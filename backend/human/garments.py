@@ -402,4 +402,7 @@ def skirt_vertices(
     if not inside.all() or not mask[row, column].all():
         return skirt
     skirt[np.concatenate(legs)] = True
-    return skirt
+    # the crotch hangs behind the same cloth
+    trunk = (parts == Part.TRUNK) & (code == cloth)
+    top = 0.5 * (float(rest_m[trunk, 1].min()) + float(rest_m[skirt, 1].max())) if trunk.any() else -np.inf
+    return skirt | (trunk & (rest_m[:, 1] < top))

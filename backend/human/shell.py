@@ -59,8 +59,13 @@ CAPS_M = {
 """Largest displacement; feet beyond 1.5 cm become clown shoes. Head, neck and hands have none."""
 
 
-SKIRT_HOLD = 0.1
+SKIRT_HOLD = 0.3
 """Weight of a skirt's roundness against one rim observation."""
+
+SKIRT_LEVEL_M = 0.03
+SKIRT_CAP_M = 0.2
+HIPS_DEPTH = 0.7
+"""Least depth of dressed hips over their width."""
 
 WIDEST_GAP_M = 0.08
 """Between an arm and the trunk, where the mask has no background."""
@@ -158,6 +163,7 @@ def solve_shell(
     """
     s = settings or ShellSettings()
     count = len(posed_m)
+    caps_m = np.where(skirt & (caps_m > 0), np.maximum(caps_m, SKIRT_CAP_M), caps_m)
     plain = average_operator(mesh_links(triangles, count, None, 1.0))
     laplacian = identity(count, format="csr") - average_operator(mesh_links(triangles, count, rings, s.hem_link))
     stiffness = (s.smoothness * (laplacian.T @ laplacian)).tocsr()
@@ -181,7 +187,7 @@ def solve_shell(
             typical = float(np.median(wanted[cloth])) if cloth.sum() > 20 else 0.0
             unseen = (1.0 - observed) * (caps_m > 0) * np.isin(JOINT_PARTS[joints], LEGS + (Part.TRUNK,))
             target = np.minimum(s.unseen_share * typical * unseen, 0.5 * caps_m)
-        goal, hold = _skirt_goal(skirt, heights_m, total, wanted, weight, target, pull)
+        goal, hold = _skirt_goal(skirt, posed_m, normals, heights_m, total, wanted, weight, target, pull, camera)
         system = (diags(weight + hold) + stiffness).tocsc()
         step = spsolve(system, weight * wanted + hold * (goal - total))
         total = np.clip(total + step, -np.minimum(s.inward_m, 0.7 * caps_m), 1.2 * caps_m)
@@ -195,14 +201,17 @@ def solve_shell(
 
 def _skirt_goal(
     skirt: np.ndarray,
+    posed_m: np.ndarray,
+    normals: np.ndarray,
     heights_m: np.ndarray,
     total: np.ndarray,
     wanted: np.ndarray,
     weight: np.ndarray,
     target: np.ndarray,
     pull: np.ndarray,
+    camera: PinholeCamera,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Goals [V] and their weights [V]: a skirt stands off in front and behind as far as at its sides."""
+    """Goals [V] and their weights [V]: a skirt hangs as an ellipse that widens to the front as it does to the sides."""
     goal, hold = target.copy(), pull.copy()
     source = np.flatnonzero(skirt & (weight > 0.9))
     if len(source) < 4:
@@ -212,8 +221,64 @@ def _skirt_goal(
     side = maximum_filter1d((total + wanted)[order], 5, mode="nearest")
     side = uniform_filter1d(side, 5, mode="nearest")
     goal[skirt] = np.interp(heights_m[skirt], heights_m[order], side)
+    index = np.flatnonzero(skirt)
+    round_m, outward = _to_ellipse(index, source, posed_m, normals, total + wanted, camera)
+    goal[index] = np.where(outward, np.maximum(round_m, 0.3 * goal[index]), goal[index])
     hold[skirt] = SKIRT_HOLD
     return goal, hold
+
+
+def _to_ellipse(
+    index: np.ndarray,
+    source: np.ndarray,
+    posed_m: np.ndarray,
+    normals: np.ndarray,
+    reach_m: np.ndarray,
+    camera: PinholeCamera,
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far each skirt vertex is from the skirt's cross-section along its normal.
+
+    Args:
+        index: [S] vertices of the skirt.
+        source: [R] those of them that see the mask's contour.
+        posed_m: [V, 3] world.
+        normals: [V, 3].
+        reach_m: [V] displacement that takes the sources to the contour.
+        camera: The photo's camera.
+
+    Returns:
+        Distances [S] (m) and whether [S] the vertex looks away from the skirt's axis.
+    """
+    forward = np.array([camera.w2c[2, 0], 0.0, camera.w2c[2, 2]])
+    forward /= np.linalg.norm(forward)
+    right = np.array([-forward[2], 0.0, forward[0]])
+    rim = posed_m[source] + normals[source] * reach_m[source, None]
+    points, n = posed_m[index], normals[index]
+    low, high = points[:, 1].min(), points[:, 1].max()
+    levels = np.arange(low, high + SKIRT_LEVEL_M, SKIRT_LEVEL_M)
+    table = np.full((len(levels), 4), np.nan)
+    for k, level in enumerate(levels):
+        near, body = np.abs(rim[:, 1] - level) < SKIRT_LEVEL_M, np.abs(points[:, 1] - level) < SKIRT_LEVEL_M
+        if near.sum() < 2 or not body.any():
+            continue
+        u, z = np.concatenate([rim[near], points[body]]) @ right, points[body] @ forward
+        table[k] = (u.max() + u.min()) / 2, np.ptp(u) / 2, (z.max() + z.min()) / 2, np.ptp(z) / 2
+    known = np.isfinite(table[:, 0])
+    if known.sum() < 2:
+        return np.zeros(len(index)), np.zeros(len(index), bool)
+    table = np.stack([np.interp(levels, levels[known], table[known, c]) for c in range(4)], axis=1)
+    table = uniform_filter1d(table, 3, axis=0, mode="nearest")
+    # it falls from the hips: what it gains at the sides it gains in front and behind
+    hips = max(table[-1, 3], HIPS_DEPTH * table[-1, 1])
+    depth = np.maximum(hips + table[:, 1] - table[-1, 1], table[:, 3])
+    across, half, middle, deep = (
+        np.interp(points[:, 1], levels, column) for column in (table[:, 0], table[:, 1], table[:, 2], depth)
+    )
+    p = np.stack([(points @ right - across) / half, (points @ forward - middle) / deep], axis=1)
+    d = np.stack([n @ right / half, n @ forward / deep], axis=1)
+    a, b, c = (d * d).sum(1) + 1e-9, (p * d).sum(1), (p * p).sum(1) - 1
+    distance = (-b + np.sqrt(np.maximum(b * b - a * c, 0))) / a
+    return distance, (b > 0) & (np.hypot(n[:, 0], n[:, 2]) > 0.5)
 
 
 def _observe_rim(

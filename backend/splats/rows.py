@@ -15,6 +15,9 @@ LIGHTNESS_SIGMA_ROWS = 4.0
 SAME_CLOTH = 14.0
 """Clusters nearer than this in (L / 2, a, b) are one cloth in light and shade."""
 
+BRIDGE_SHARE = 0.03
+"""Of the area; clusters below it do not join two others into one cloth."""
+
 MAIN_BONUS = 0.35
 """Advantage of the garment's main colour in every row; patches, straps and shadows below 65 % of a row lose."""
 
@@ -119,14 +122,34 @@ def cloths(lab: np.ndarray, weights: np.ndarray) -> np.ndarray:
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
     count = max(1, min(8, len(samples) // 10))
     _, member, centres = cv2.kmeans(samples, count, None, criteria, 2, cv2.KMEANS_PP_CENTERS)
-    linked = np.linalg.norm(centres[:, None] - centres[None], axis=2) < SAME_CLOTH
-    for _ in range(count):
-        linked = (linked.astype(int) @ linked.astype(int)) > 0
-    group = linked.argmax(axis=1)[member.ravel()]
+    apart = np.linalg.norm(centres[:, None] - centres[None], axis=2)
+    share = np.bincount(member.ravel(), weights, count) / max(float(weights.sum()), 1e-12)
+    group = _linked(apart, share > BRIDGE_SHARE)[member.ravel()]
     order = np.argsort(-np.bincount(group, weights, count), kind="stable")
     rank = np.empty(count, int)
     rank[order] = np.arange(count)
     return rank[group]
+
+
+def _linked(apart: np.ndarray, large: np.ndarray) -> np.ndarray:
+    """Group [K] of each cluster, by chains of near ones.
+
+    Small clusters are often mixtures (edges, seams): they join one group and do not bridge two.
+
+    Args:
+        apart: [K, K] distances of the centres.
+        large: [K] bool.
+    """
+    linked = (apart < SAME_CLOTH) & (large[:, None] == large[None])
+    small = np.flatnonzero(~large)
+    for k in small if large.any() else ():
+        nearest = np.where(large, apart[k], np.inf).argmin()
+        if apart[k, nearest] < SAME_CLOTH:
+            linked[k], linked[:, k] = False, False
+            linked[k, k] = linked[k, nearest] = linked[nearest, k] = True
+    for _ in range(len(apart)):
+        linked = (linked.astype(int) @ linked.astype(int)) > 0
+    return linked.argmax(axis=1)
 
 
 def _row_medians(row: np.ndarray, lab: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

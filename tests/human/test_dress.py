@@ -13,7 +13,7 @@ from backend.human.camera import PinholeCamera
 from backend.human.dress import Dressed, body_splats, dress, find_held_objects
 from backend.human.garments import FEET, FIRST_CLOTH, HANDS, LEGS, Part, garment_codes, vertex_parts
 from backend.human.held import outer_triangles, posed_body_m
-from backend.human.membranes import nearest_on_triangles
+from backend.human.membranes import nearest_on_triangles, without_tails
 from backend.human.model import BodyModel, load_default_body
 from backend.human.personal import Personal, head_triangles
 from backend.human.zbuffer import depth_buffer, view_mesh
@@ -283,6 +283,43 @@ def test_a_striped_shirt_is_one_garment_and_a_badge_makes_no_pattern() -> None:
     assert codes[55, 35] != codes[150, 35]
 
 
+def test_stripes_half_in_hard_light_stay_one_garment() -> None:
+    labels = np.zeros((200, 80), np.uint8)
+    labels[:, 10:70] = Label.UPPER
+    shirt = np.full((200, 80, 3), (240, 238, 232), np.uint8)
+    shirt[(np.arange(200) // 6) % 2 == 0] = (205, 45, 40)
+    lit = shirt.copy()
+    lit[:, 40:] = (shirt[:, 40:] * 0.68).astype(np.uint8)
+    codes = garment_codes(lit, labels, labels > 0)
+    main = np.bincount(codes[labels > 0]).argmax()
+    assert (codes[labels > 0] == main).mean() > 0.97
+
+
+def test_a_skirt_widens_to_the_front_as_to_the_sides(
+    body: BodyModel, personal: Personal, nothing_held: np.ndarray
+) -> None:
+    labels, covered = _labels_of(body, personal, 0.55)
+    labels = _grown(labels, covered, 4, np.isin(labels, (Label.SKIN, Label.SHOES)))
+    posed, _ = posed_body_m(body, personal, personal.vertices_m)
+    legs = np.isin(vertex_parts(body), LEGS)
+    heights = personal.vertices_m[:, 1]
+    top = float(np.percentile(heights[legs], 98))
+    rows = {}
+    for y in (top, 0.55):
+        uv = personal.camera.project(posed[legs & (np.abs(heights - y) < 0.02)])
+        rows[y] = (uv[:, 1].mean(), uv[:, 0].min(), uv[:, 0].max())
+    (high, left, right), (low, hem_left, hem_right) = rows[top], rows[0.55]
+    flare = np.array([[left, high], [right, high], [hem_right + 18, low], [hem_left - 18, low]])
+    cv2.fillPoly(labels, [flare.astype(np.int32)], (int(Label.UPPER),))
+    person = _person(labels)
+    worn = dress(person, body, personal, nothing_held, True, Context.quiet(seed=0))
+    assert worn.skirt[legs].sum() > 100
+    assert not worn.skirt[np.isin(vertex_parts(body), HANDS + FEET)].any()
+    hem = worn.skirt & (np.abs(heights - 0.62) < 0.04)
+    bare, dressed_z = (np.ptp(v[hem][:, 2]) for v in (personal.vertices_m, worn.vertices_m))
+    assert dressed_z > bare + 0.08
+
+
 def test_nearest_on_triangles_finds_the_foot_point() -> None:
     vertices = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 5, 0], [6, 5, 0], [5, 6, 0]])
     triangles = np.array([[0, 1, 2], [3, 4, 5]])
@@ -291,3 +328,12 @@ def test_nearest_on_triangles_finds_the_foot_point() -> None:
     )
     np.testing.assert_array_equal(chosen, [0, 1])
     np.testing.assert_allclose(np.einsum("nk,nkc->nc", bary, vertices[triangles[chosen]])[0], [0.2, 0.3, 0], atol=1e-9)
+
+
+def test_a_sheet_loses_lines_one_point_wide_and_keeps_its_block() -> None:
+    block = [(r, c) for r in range(4) for c in range(3)]
+    tail = [(r, 1) for r in range(4, 9)]
+    rows, columns = without_tails(*np.array([*block, *tail]).T)
+    kept = set(zip(rows.tolist(), columns.tolist(), strict=True))
+    assert kept >= set(block) and len(kept & set(tail)) <= 1
+    assert len(without_tails(np.zeros(0, int), np.zeros(0, int))[0]) == 0

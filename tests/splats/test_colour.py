@@ -158,6 +158,15 @@ def test_cloths_join_shades_and_part_dyes() -> None:
     assert names[700] != 0
 
 
+def test_a_few_mixed_colours_do_not_join_two_cloths() -> None:
+    rng = np.random.default_rng(0)
+    green, mixed, navy = (np.array(c) for c in ([30.0, -12, 5], [23.0, -3, 3], [17.0, 3, -5]))
+    counts = (500, 12, 300)
+    lab = np.concatenate([np.tile(c, (n, 1)) for c, n in zip((green, mixed, navy), counts, strict=True)])
+    names = cloths(lab + 0.5 * rng.normal(size=lab.shape), np.ones(len(lab)))
+    assert names[0] != names[-1]
+
+
 def test_rows_far_beyond_what_was_seen_take_the_main_cloth() -> None:
     axis = np.repeat(np.linspace(1.0, 1.4, 40), 10)
     lab = np.tile(to_lab(ORANGE[None]), (400, 1))
