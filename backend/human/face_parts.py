@@ -20,7 +20,9 @@ EYE_REACH = -0.45  # cosine of the angle from the pole up to which the eyeball i
 TEETH_COLOUR = np.array([0.84, 0.79, 0.72])
 GUM_COLOUR = np.array([0.62, 0.36, 0.35])
 CAVITY_COLOUR = np.array([0.19, 0.06, 0.06])
-TONGUE_COLOUR = np.array([0.56, 0.26, 0.26])
+TONGUE_COLOUR = np.array([0.62, 0.33, 0.33])
+CAVITY_DEPTH_M, TONGUE_DEPTH_M = 0.022, 0.042
+"""Behind the lips and behind the tongue's tip no light remains."""
 IRIS_COLOUR = np.array([0.28, 0.19, 0.12])
 SCLERA_COLOUR = np.array([0.86, 0.84, 0.83])
 
@@ -155,10 +157,21 @@ def mouth_splats(body: BodyModel, personal: Personal) -> BoundSplats:
     points = sheet.points(rest, body.triangles)
     tongue = (body.regions[body.triangles[sheet.triangles]] == Region.TONGUE).any(axis=1)
     lips = (body.face_landmarks[[13, 14]] @ rest)[:, 2].min()
-    depth = np.clip((lips - points[:, 2]) / 0.03, 0, 1)[:, None]
-    colours = np.where(tongue[:, None], TONGUE_COLOUR * (1 - 0.45 * depth), CAVITY_COLOUR * (1.1 - 0.8 * depth))
+    colours = CAVITY_COLOUR * (1.1 - 1.0 * np.clip((lips - points[:, 2]) / CAVITY_DEPTH_M, 0, 1))[:, None]
+    if tongue.any():
+        colours[tongue] = _tongue_colours(points[tongue])
     zero = np.zeros(len(points))
     return sheet.bound(colours, Kind.MOUTH, zero, (zero, zero), opacity_floor=0.9)
+
+
+def _tongue_colours(points_m: np.ndarray) -> np.ndarray:
+    """[N, 3] light at the tip, dark towards the throat, with the furrow along the middle."""
+    behind = np.clip((points_m[:, 2].max() - points_m[:, 2]) / TONGUE_DEPTH_M, 0, 1)
+    aside = points_m[:, 0] - 0.5 * (points_m[:, 0].min() + points_m[:, 0].max())
+    furrow = 0.14 * np.exp(-((aside / 0.0018) ** 2))
+    edge = 0.3 * np.clip((abs(aside) - 0.012) / 0.01, 0, 1)
+    light = (1 - 0.9 * behind**0.7) * (1 - furrow) * (1 - edge)
+    return CAVITY_COLOUR * 0.15 + light[:, None] * TONGUE_COLOUR
 
 
 def teeth_splats(view: HeadView, body: BodyModel, personal: Personal, frame: PhotoFrame) -> BoundSplats:
@@ -178,7 +191,7 @@ def teeth_splats(view: HeadView, body: BodyModel, personal: Personal, frame: Pho
         pattern[row] = _tooth_pattern(points[row], tone, is_upper=bool(row is upper))
     colours = share[:, None] * photo + (1 - share[:, None]) * pattern
     zero = np.zeros(len(points))
-    return sheet.bound(colours, Kind.TEETH, 0.3 * share, (zero + 0.12, zero), opacity_floor=0.9)
+    return sheet.bound(colours, Kind.TEETH, 0.3 * share, (0.12 * (share > 0.1), zero), opacity_floor=0.9)
 
 
 def _seen_teeth(
@@ -216,8 +229,8 @@ def _tooth_pattern(points_m: np.ndarray, tone: np.ndarray, *, is_upper: bool) ->
     root = root if is_upper else 1 - root
     colours = tone * (1 - 0.3 * np.exp(-((gap / 0.05) ** 2)))[:, None] * (1 if is_upper else 0.9)
     gum = np.clip((root - 0.72) / 0.1, 0, 1)[:, None]
-    side = (1 - 0.72 * np.clip((abs(along) - 0.006) / 0.022, 0, 1) ** 1.5)[:, None]  # the corners lie in shadow
-    return (colours * (1 - gum) + GUM_COLOUR * gum) * side
+    shadow = (0.8 * np.clip((abs(along) - 0.008) / 0.024, 0, 1) ** 1.3)[:, None]  # the corners lie in the cavity's
+    return (colours * (1 - gum) + GUM_COLOUR * gum) * (1 - shadow) + CAVITY_COLOUR * shadow
 
 
 def _nothing() -> BoundSplats:

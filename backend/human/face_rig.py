@@ -17,6 +17,9 @@ LOOK_DEGREES = 22.0
 LID_GAP_M = 0.0006
 """Lids keep this distance from the eyeball, about the thickness of the disc that covers them."""
 
+ARCH_FRONT_M, ARCH_SIDE_M, ARCH_DEPTH_M = 0.009, 0.016, 0.010
+"""Half width of the nearly straight front teeth; so far beside it the arch lies so much deeper than the model's."""
+
 UPPER_LIDS = {
     Region.LEFT_EYE: (386, 385, 387, 384, 388, 398, 466),
     Region.RIGHT_EYE: (159, 158, 160, 157, 161, 173, 246),
@@ -188,7 +191,10 @@ def place_teeth(
     scale = np.array([np.clip(wide / narrow, *scale_limits), 1, 1])
     out = rest_m.copy()
     chosen = np.isin(body.regions, [Region.UPPER_TEETH, Region.LOWER_TEETH])
-    out[chosen] = (before_m[chosen] - old) * scale + new
+    arm = (before_m[chosen] - old) * scale
+    # behind the canines the rows turn back: flat ones would come through the corners of a smile
+    arm[:, 2] -= ARCH_DEPTH_M * (np.clip(abs(arm[:, 0]) - ARCH_FRONT_M, 0, None) / ARCH_SIDE_M) ** 2
+    out[chosen] = arm + new
     return out
 
 
@@ -204,6 +210,7 @@ def lengthen_teeth(rest_m: np.ndarray, body: BodyModel, lowest_y_m: float, most:
     upper = body.regions == Region.UPPER_TEETH
     if not upper.any():
         return
-    y = rest_m[upper, 1]
-    stretch = np.clip((y.max() - lowest_y_m) / np.ptp(y), 1.0, most)
+    x, y = rest_m[upper, 0], rest_m[upper, 1]
+    aside = np.clip((abs(x - x.mean()) - ARCH_FRONT_M) / ARCH_SIDE_M, 0, 1)  # the hidden ones keep their length
+    stretch = 1 + (np.clip((y.max() - lowest_y_m) / np.ptp(y), 1.0, most) - 1) * (1 - aside)
     rest_m[upper, 1] = y.max() + (y - y.max()) * stretch

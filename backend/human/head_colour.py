@@ -41,8 +41,15 @@ PAINTED_LIPS = (
 )
 LIPS = (0, 37, 267, 39, 269, 17, 84, 314, 181, 405, 11, 16)
 UNROLLED_M = 0.0015
-FOLD_TRUST = 0.24
-"""Folded lids show a dark line on the photo, which would become a dark lid in a blink."""
+EYE_REACH_M, EYE_SKIN_DISTANCE = 0.016, 10.0
+"""Round the eyes only skin this near (Lab) to the face's colour is continued over the lids: creases are darker."""
+LID_TONE = 0.08
+"""Share of the photo's tone on the visible strip of the lids in their colour: make-up, shade."""
+CREASE_M = 0.003
+"""Over this length a closed lid takes on the tone of what stays in place above and beside it."""
+CREASE_SAMPLES = 16
+LID_BULGE = 0.07
+"""Difference in brightness between the middle of a closed lid and its borders."""
 CAVITY_M = 0.006
 """A vertex whose neighbours rise this far above it would be black (ears have 1 to 2 mm)."""
 
@@ -87,8 +94,13 @@ def colour_skin(
     inner = _cavity_triangles(body, personal)[sheet.triangles]
     trust[~body.outer[body.triangles[sheet.triangles]].any(axis=1)] = 0
     skin_like = lab_distance(photo, view.skin_colour, lightness=0.5) < np.where(_outside_oval(view, seen), 19, 24)
-    usable = trust * skin_like * ~cloth
-    shade = _shading(view, seen, photo, usable) ** SHADING_POWER * _cavities(body, personal, hair, to_vertices)
+    usable = trust * skin_like * ~cloth * (1 - seen.lid)
+    if personal.has_face:
+        eyes = body.face_landmarks[[*LEFT_LIDS, *RIGHT_LIDS]] @ personal.vertices_m
+        near_eyes = cKDTree(eyes).query(points_m)[0] < EYE_REACH_M
+        usable *= ~near_eyes | (lab_distance(photo, view.skin_colour, lightness=0.8) < EYE_SKIN_DISTANCE)
+    shade = _shading(view, seen, photo, usable) ** SHADING_POWER
+    shade *= 1 + (_cavities(body, personal, hair, to_vertices) - 1) * (1 - seen.lid)
     fill = _harmonic(to_vertices, body, usable, photo / shade[:, None], view.skin_colour * 0.94) * shade[:, None]
     cloth_seen = trust * cloth
     if cloth.any():
@@ -96,7 +108,8 @@ def colour_skin(
         fill[cloth] = _harmonic(to_vertices, body, cloth_seen, photo, middle)[cloth]
     off = lab_distance(photo, fill, lightness=0.7)
     trust *= np.where(_outside_oval(view, seen) & ~cloth, 1 - np.clip((off - 8) / 8, 0, 1), 1)
-    trust[seen.folded] = np.minimum(trust[seen.folded], FOLD_TRUST)
+    fill = _lid_colours(view, personal, seen, photo, trust, fill)
+    trust *= 1 - seen.lid
     share = np.clip((trust - 0.08) / 0.35, 0, 1)
     share = (share * share * (3 - 2 * share))[:, None]
     colours = share * photo + (1 - share) * fill * _grain(len(photo))
@@ -108,6 +121,30 @@ def colour_skin(
     )
     colours[covered], trust[covered] = hair.scalp_colour, 0
     return SkinColours(colours, np.clip(trust, 0, 1), cloth)
+
+
+def _lid_colours(
+    view: HeadView, personal: Personal, seen: Seen, photo: np.ndarray, trust: np.ndarray, fill: np.ndarray
+) -> np.ndarray:
+    """[N, 3] the fill with a touch of the lids' own tone and the line of lashes."""
+    strip = (seen.lid > 0.9) & (trust > 0.2)
+    if not personal.has_face or strip.sum() < 20:
+        tone, lashes = fill, view.skin_colour * [0.45, 0.38, 0.35]
+    else:
+        shown = photo[strip]
+        dark = np.argsort(shown.mean(axis=1))[: max(5, len(shown) // 10)]
+        tone, lashes = np.median(shown, axis=0), 0.65 * np.median(shown[dark], axis=0)
+    mix = (LID_TONE * seen.lid)[:, None]
+    # a lid bulges: lighter across its middle than at the crease and the margin
+    bulge = 1 + LID_BULGE * seen.lid * (np.exp(-(((seen.normals[:, 1] + 0.05) / 0.3) ** 2)) - 0.4)
+    out = ((1 - mix) * fill + mix * tone) * bulge[:, None]
+    around, on_lid = np.flatnonzero((seen.lid < 0.3) & (trust > 0.3)), np.flatnonzero(seen.lid >= 0.3)
+    if personal.has_face and len(around) > CREASE_SAMPLES and len(on_lid):
+        distance, near = cKDTree(seen.closed_m[around]).query(seen.closed_m[on_lid], k=CREASE_SAMPLES)
+        soft = 0.85 * np.exp(-((distance.mean(axis=1) / CREASE_M) ** 2))[:, None]
+        out[on_lid] = (1 - soft) * out[on_lid] + soft * photo[around][near].mean(axis=1)
+    line = (0.9 * seen.lashes)[:, None]
+    return (1 - line) * out + line * lashes
 
 
 def _chin_height(body: BodyModel, personal: Personal) -> float:

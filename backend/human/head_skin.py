@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial import cKDTree
@@ -11,18 +11,17 @@ from backend.human.hair import HairShell
 from backend.human.head_colour import colour_skin
 from backend.human.head_view import FACE_OVAL, INNER_LIPS, LEFT_LIDS, RIGHT_LIDS, HeadView, sample
 from backend.human.head_warp import PhotoFrame, pixels, vertex_normals
+from backend.human.lids import Lids, lash_share, lids_of, steps_near_lids, stretch_from_half
 from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal, head_triangles
 from backend.human.zbuffer import depth_buffer
-from backend.splats.bound import BoundSplats, Kind, triangle_frames
-from blender_addon.shared.skeleton import FACIAL_ACTIONS
+from backend.splats.bound import BoundSplats, Kind
 
 FINE_LANDMARKS = (*LEFT_LIDS, *RIGHT_LIDS, *INNER_LIPS, 61, 291, 0, 17, 37, 267, 84, 314, 4, 98, 327)
 SCALE_PER_DEVIATION = 2.5  # 1.7 left 1 to 2 % of holes, 2.1 a fine dot pattern close up
 THICKNESS = 0.15  # of the mean in-plane scale
 OCCLUSION_M = 0.006
-FOLD_STRETCH, FOLD_GATE = 1.25, 0.15
-"""Skin of the lids whose size grows by more than this in a blink takes only this share of an optimiser's steps."""
+LID_SPACING_M = 0.75e-3  # half closed
 
 
 @dataclass(frozen=True)
@@ -139,22 +138,17 @@ def skin_splats(view: HeadView, body: BodyModel, personal: Personal, frame: Phot
     chosen = np.flatnonzero(head_triangles(body) & (body.regions[body.triangles] <= Region.HEAD).all(axis=1))
     under_hair = hair.covers(rest)[body.triangles].all(axis=1)[chosen]
     spacing = _spacing(view, body, personal, photo, chosen, under_hair)
-    sheet = tile_triangles(rest, body.triangles, chosen, spacing)
-    seen = _seen(view, body, photo, sheet, _unfolds(body, personal)[sheet.triangles])
+    lids = lids_of(body, personal)
+    on_lid = lids.share[body.triangles[chosen]].max(axis=1)
+    spacing = np.where(on_lid > 0.3, np.minimum(spacing, LID_SPACING_M), spacing)
+    sheet = tile_triangles(lids.half_m, body.triangles, chosen, spacing)
+    sheet = replace(sheet, scales_m=sheet.scales_m / stretch_from_half(body, personal, lids)[sheet.triangles, None])
+    seen = _seen(view, body, frame, photo, sheet, lids)
     colours = colour_skin(view, body, personal, sheet.points(rest, body.triangles), sheet, seen, hair)
-    gate = np.clip((colours.confidence - 0.05) / 0.3, 0, 1) * np.where(seen.folded, FOLD_GATE, 1)
+    # what the photo shows of the lids is their line of lashes: an optimiser would spread it over the closed eye
+    gate = np.clip((colours.confidence - 0.05) / 0.3, 0, 1) * steps_near_lids(seen.closed_m, seen.lid)
     kind = np.where(colours.cloth, Kind.CLOTH, Kind.SKIN)
     return sheet.bound(colours.colours, kind, colours.confidence, (gate, gate))
-
-
-def _unfolds(body: BodyModel, personal: Personal) -> np.ndarray:
-    """[T] bool: skin that a blink spreads out; on the photo it is squeezed into the dark line above the lashes."""
-    rest = personal.vertices_m.astype(np.float64)
-    largest = np.zeros(len(body.triangles))
-    for name in ("eyeBlinkLeft", "eyeBlinkRight"):
-        closed = rest + personal.action_offsets_m[FACIAL_ACTIONS.index(name)]
-        largest = np.maximum(largest, triangle_frames(closed, body.triangles)[1])
-    return largest > FOLD_STRETCH * triangle_frames(rest, body.triangles)[1]
 
 
 @dataclass(frozen=True)
@@ -165,18 +159,22 @@ class Seen:
         uv_px: [N, 2] in the crop.
         facing: [N] n.v.
         visible: [N] bool.
-        normals: [N, 3] unit, camera axes.
-        folded: [N] bool, skin that a blink spreads out.
+        normals: [N, 3] unit, camera axes; those of the closed lids on the lids.
+        lid: [N] 0..1, skin that a blink spreads over the eye.
+        lashes: [N] 0..1, the line in which the closed lids meet.
+        closed_m: [N, 3] in rest space with closed eyes.
     """
 
     uv_px: np.ndarray
     facing: np.ndarray
     visible: np.ndarray
     normals: np.ndarray
-    folded: np.ndarray
+    lid: np.ndarray
+    lashes: np.ndarray
+    closed_m: np.ndarray
 
 
-def _seen(view: HeadView, body: BodyModel, photo_m: np.ndarray, sheet: Sheet, folded: np.ndarray) -> Seen:
+def _seen(view: HeadView, body: BodyModel, frame: PhotoFrame, photo_m: np.ndarray, sheet: Sheet, lids: Lids) -> Seen:
     points = sheet.points(photo_m, body.triangles)
     uv = pixels(points, view.camera)
     normals = vertex_normals(photo_m, body.triangles)
@@ -188,7 +186,15 @@ def _seen(view: HeadView, body: BodyModel, photo_m: np.ndarray, sheet: Sheet, fo
     depth = depth_buffer(pixels(photo_m, view.camera), photo_m[:, 2], body.triangles[outside], size, size).depth_m
     cell = np.clip(uv.astype(int), 0, size - 1)
     front = points[:, 2] < depth[cell[:, 1], cell[:, 0]] + OCCLUSION_M
-    return Seen(uv, facing, front & ((uv > 2) & (uv < size - 3)).all(axis=1), normals, folded)
+    lid = np.einsum("nk,nk->n", sheet.bary, lids.share[body.triangles[sheet.triangles]])
+    # light falls on the lids as they lie when closed; squeezed open they have no direction to speak of
+    closed = frame.to_camera(lids.closed_m + lids.outward) - frame.to_camera(lids.closed_m)
+    closed = np.einsum("nk,nkc->nc", sheet.bary, closed[body.triangles[sheet.triangles]])
+    normals = normals + lid[:, None] * (closed - normals)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
+    at = sheet.points(lids.closed_m, body.triangles)
+    visible = front & ((uv > 2) & (uv < size - 3)).all(axis=1)
+    return Seen(uv, facing, visible, normals, lid, lash_share(lids, at, lid), at)
 
 
 def _spacing(

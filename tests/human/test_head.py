@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial import cKDTree
 
 from backend.context import Context
 from backend.human.face_rig import LOOK_DEGREES, eyeball_of
 from backend.human.fit import BodyFit, fit_body
 from backend.human.head import head_splats, personalise_head
 from backend.human.head_fit import good_landmarks
+from backend.human.head_view import lab_distance
 from backend.human.head_warp import INNER_LIP_PAIRS, PhotoFrame, pixels
+from backend.human.lids import lids_of
 from backend.human.model import BodyModel, Region, load_default_body
 from backend.human.personal import Personal, head_triangles
 from backend.perception.labels import Label
@@ -103,6 +106,41 @@ def test_a_blink_closes_the_lids_over_the_eyeball(
     centre, radius = eyeball_of(body, personal.vertices_m.astype(np.float64), eye)
     assert np.linalg.norm(closed[upper] - centre) > 0.97 * radius
     assert abs(blink[body.regions == eye]).max() == 0
+
+
+def test_closed_lids_are_skin_with_a_line_of_lashes(body: BodyModel, personal: Personal, splats: BoundSplats) -> None:
+    lids = lids_of(body, personal)
+    skin = splats.select(splats.kind == Kind.SKIN)
+    faces = body.triangles[skin.triangles]
+    share = np.einsum("nk,nk->n", skin.bary, lids.share[faces])
+    at = np.einsum("nk,nkc->nc", skin.bary, lids.closed_m[faces])
+    to_margin, nearest = cKDTree(lids.margin_m).query(at)
+    above = (at - lids.margin_m[nearest])[:, 1]
+    outer = body.outer[faces].any(axis=1)
+    lid = outer & (share > 0.9) & (to_margin > 0.003)
+    assert lid.sum() > 200
+    around = outer & (share == 0) & (skin.confidence > 0.8) & (to_margin > 0.008) & (to_margin < 0.025)
+    tone = np.median(skin.colours[around], axis=0)
+    assert lab_distance(np.median(skin.colours[lid], axis=0), tone, lightness=1) < 14
+    assert np.percentile(lab_distance(skin.colours[lid], tone, lightness=1), 90) < 22
+    lash = outer & (share > 0.9) & (to_margin < 0.0005) & (abs(above) < 0.0005)
+    assert lash.sum() > 10
+    assert skin.colours[lash].mean() < 0.75 * skin.colours[lid].mean()
+    # what the photo wants on the open lids would be spread over the closed eye
+    assert skin.colour_gate[share > 0.99].max() < 0.02 and skin.shape_gate[share > 0.99].max() < 0.02
+
+
+@pytest.mark.parametrize("weights", [{}, {"mouthSmileLeft": 0.8, "mouthSmileRight": 0.8, "jawOpen": 0.3}])
+def test_the_upper_teeth_stay_behind_the_lips(body: BodyModel, personal: Personal, weights: dict[str, float]) -> None:
+    moved = personal.vertices_m.astype(np.float64)
+    for name, weight in weights.items():
+        moved = moved + weight * personal.action_offsets_m[FACIAL_ACTIONS.index(name)]
+    teeth = moved[body.regions == Region.UPPER_TEETH]
+    upper, lower = np.array(INNER_LIP_PAIRS).T
+    lips = np.vstack([body.face_landmarks[[78, 308]] @ moved, body.face_landmarks[[*upper, *lower]] @ moved])
+    lips = lips[np.argsort(lips[:, 0])]
+    front = np.interp(teeth[:, 0], lips[:, 0], lips[:, 2])
+    assert (teeth[:, 2] < front + 0.001).all()
 
 
 @pytest.mark.parametrize(
