@@ -11,8 +11,8 @@ from torch import Tensor
 
 from backend.context import Context
 from backend.human.camera import PinholeCamera
-from backend.raster import rasterize
-from backend.splats.bound import BoundSplats
+from backend.raster import SplatTensors, rasterize
+from backend.splats.bound import BoundSplats, Kind
 from backend.splats.losses import (
     Neighbourhood,
     View,
@@ -26,6 +26,9 @@ from backend.splats.parameters import GatedAdam, Posing, SplatParameters
 from backend.splats.render import BACKGROUND, to_uint8
 
 STAGE = "optimise"
+HAIR_COVER = (0.5, 0.9)
+"""What shows less than the first share of itself between strands is left alone, more than the second is free."""
+LEAST_DRAWN_PX = 1e-4
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,14 @@ def optimise_to_photo(
     face = None if face_box_px is None else make_view(camera, image, mask, held, face_box_px, settings.size_px)
     schedule = _schedule(settings, whole, face)
     parameters = SplatParameters(splats, Posing.of(splats, posed_proxy_m, rest_proxy_m, triangles))
+    free = uncovered_by_hair(parameters, splats.kind, [view for view in (whole, face) if view is not None])
     neighbours = Neighbourhood.of(parameters.posed()[0].means.detach().numpy(), splats.kind)
     adam = GatedAdam(
         [
-            (parameters.colours, splats.colour_gate, settings.colour_rate),
-            (parameters.offsets, splats.shape_gate, settings.offset_rate),
-            (parameters.log_scales, splats.shape_gate, settings.scale_rate),
-            (parameters.logits, splats.shape_gate, settings.opacity_rate),
+            (parameters.colours, splats.colour_gate * free, settings.colour_rate),
+            (parameters.offsets, splats.shape_gate * free, settings.offset_rate),
+            (parameters.log_scales, splats.shape_gate * free, settings.scale_rate),
+            (parameters.logits, splats.shape_gate * free, settings.opacity_rate),
         ]
     )
     generator = torch.Generator().manual_seed(context.seed)
@@ -109,6 +113,44 @@ def optimise_to_photo(
         if (step + 1) % settings.preview_every == 0:
             context.preview(_preview(parameters, whole))
     return parameters.bound()
+
+
+def uncovered_by_hair(parameters: SplatParameters, kind: np.ndarray, views: list[View]) -> np.ndarray:
+    """[N] 0..1: share of its steps that a Gaussian takes for what hair leaves of it in the views; 1 for hair itself.
+
+    Skin that glimmers between strands would turn white or black for a part of a pixel, and shows from the side.
+
+    Args:
+        parameters: N Gaussians.
+        kind: [N] `Kind`.
+        views: What the optimisation looks at; the one that shows most counts.
+    """
+    bare = np.flatnonzero(kind != Kind.HAIR)
+    share, free = np.zeros(len(kind)), np.ones(len(kind))
+    if len(bare) == len(kind) or not len(bare):
+        return free
+    with torch.no_grad():
+        posed = parameters.posed()[0]
+    rows = torch.from_numpy(bare)
+    uncovered = SplatTensors(
+        *(part[rows] for part in (posed.means, posed.rotations_wxyz, posed.scales, posed.opacities))
+    )
+    for view in views:
+        whole, alone = _drawn_weight(posed, view)[bare], _drawn_weight(uncovered, view)
+        shown = np.where(alone > LEAST_DRAWN_PX, whole / np.maximum(alone, LEAST_DRAWN_PX), 0)
+        share[bare] = np.maximum(share[bare], shown)
+    low, high = HAIR_COVER
+    free[bare] = np.clip((share[bare] - low) / (high - low), 0, 1)
+    return free
+
+
+def _drawn_weight(posed: SplatTensors, view: View) -> np.ndarray:
+    """[N] sum over all pixels of what each Gaussian contributes."""
+    ones = torch.ones(len(posed.means), 1, requires_grad=True)
+    drawn = rasterize(posed, view.cameras, features=ones, outputs=("features",)).features
+    assert drawn is not None
+    (weight,) = torch.autograd.grad(drawn.sum(), ones)
+    return weight[:, 0].numpy()
 
 
 def _check_sizes(camera: PinholeCamera, image: np.ndarray, mask: np.ndarray, held: np.ndarray) -> None:

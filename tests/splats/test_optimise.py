@@ -11,7 +11,7 @@ from backend.errors import Cancelled
 from backend.human.camera import PinholeCamera
 from backend.raster.cameras import orbit_camera
 from backend.splats import parameters
-from backend.splats.bound import BoundSplats, PosedSplats
+from backend.splats.bound import BoundSplats, Kind, PosedSplats, concatenate
 from backend.splats.losses import Neighbourhood, make_view, roughness
 from backend.splats.measure import photo_scores
 from backend.splats.optimise import OptimiseSettings, optimise_to_photo
@@ -142,6 +142,25 @@ def test_bounds_hold_at_absurd_rates(scene: Scene) -> None:
         result.colours.max() > 0.99,
     ):
         assert reached, "the rates must press against every bound"
+
+
+def test_what_hair_covers_takes_no_steps(scene: Scene) -> None:
+    height = scene.posed(scene.splats).positions_m[:, 1]
+    hair = scene.splats.select(height > 1.0)
+    nothing = np.zeros(len(hair))
+    hair = replace(
+        hair,
+        kind=np.full(len(hair), Kind.HAIR),
+        offsets_m=hair.offsets_m + [0, 0, 0.02],
+        opacities=np.full(len(hair), 0.99),
+        colour_gate=nothing,
+        shape_gate=nothing,
+    )
+    both = concatenate([scene.splats, hair])
+    result = scene.optimise(both)
+    moved = np.abs(result.colours - both.colours).max(axis=1)[: len(scene.splats)]
+    assert np.percentile(moved[height > 1.06], 95) == 0
+    assert np.percentile(moved[height < 0.94], 50) > 0.01
 
 
 def test_a_strand_longer_than_the_limit_may_stay_but_not_grow(scene: Scene) -> None:
