@@ -30,6 +30,8 @@ FLAT_M = 0.009
 LONELY = 0.09
 """A tuft whose 12th neighbour is farther than this (radians; the full shells have 0.04) is dropped."""
 LARGEST_EXCESS_M = 0.09
+STRAND_REACH = 2.5
+"""Half the visible length of a strand's Gaussian in units of the spacing (two deviations)."""
 STILL_M = 0.0008
 """Hair hangs on triangles that no facial action moves by more than this."""
 
@@ -177,6 +179,8 @@ def hair_splats(person: Person, view: HeadView, body: BodyModel, personal: Perso
     if len(strands.share) < 200:
         return _no_hair(skull)
     along = strand_directions(view, skull, strands)
+    tucked = _tucked(view, skull, strands, along)
+    strands, along = strands.select(tucked), along[tucked]
     look = colour_hair(view, skull, strands, along)
     splats = _bound(body, personal, skull, strands, along, look)
     radii = np.linalg.norm(strands.positions_m - skull.centre_m, axis=1)
@@ -377,6 +381,18 @@ def _keep(view: HeadView, skull: Skull, outline: Outline, strands: Strands) -> S
         return kept
     lonely = cKDTree(kept.directions).query(kept.directions, k=12)[0][:, -1] > LONELY
     return kept.select(~lonely)
+
+
+def _tucked(view: HeadView, skull: Skull, strands: Strands, along: np.ndarray) -> np.ndarray:
+    """[N] bool: strands below the eyes whose ends do not peep out beside what they hang behind."""
+    low = strands.positions_m[:, 1] < skull.eyes_m[1]
+    kept = np.ones(len(low), bool)
+    for sign in (-1, 1):
+        ends = strands.positions_m + sign * STRAND_REACH * strands.spacing_m[:, None] * along
+        hair = sample(cv2.dilate(view.hair, np.ones((3, 3), np.uint8)), pixels(skull.to_camera(ends), view.camera))
+        person = sample(view.mask, pixels(skull.to_camera(ends), view.camera))
+        kept &= ~low | (hair > 0.3) | (person > 0.5)
+    return kept
 
 
 def _may_have_hair(skull: Skull, outline: Outline, strands: Strands) -> np.ndarray:
