@@ -23,6 +23,9 @@ SMALLEST_SHARE = 2e-3
 BRIDGE_SHARE = 0.2
 """A sheet with this much of its border on an arm and as much on another part would tear when the arm lifts."""
 
+FEWEST_NEIGHBOURS = 3
+"""The corner of a block of points has three."""
+
 HAIR_THICKNESS = 0.6
 THINNEST_M = 0.01
 
@@ -210,7 +213,8 @@ def _sample(
     step = max(1, round(spacing_m / px_m))
     rows, columns = np.nonzero(piece & (contour_px >= min(0.4 * step, 2.0)))
     grid = (rows % step == 0) & (columns % step == 0)
-    rows, columns = rows[grid], columns[grid]
+    rows, columns = without_tails(rows[grid] // step, columns[grid] // step)
+    rows, columns = rows * step, columns * step
     if len(rows) == 0 or len(carrier) == 0:
         return None
     points, normals = [], []
@@ -228,6 +232,30 @@ def _sample(
     front = np.repeat([True, False], len(rows))
     pixels = np.tile(np.stack([rows, columns], axis=1), (2, 1))
     return Membrane(where, np.concatenate(normals), pixels, front, step * px_m, is_hair, triangles, bary)
+
+
+def without_tails(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Grid points [N] without those of lines one point wide, which from the side are loose blobs.
+
+    Args:
+        rows: [N] integer rows.
+        columns: [N] integer columns.
+
+    Returns:
+        Rows and columns of the points that keep at least `FEWEST_NEIGHBOURS` of eight neighbours.
+    """
+    if len(rows) == 0:
+        return rows, columns
+    grid = np.zeros((rows.max() + 3, columns.max() + 3), np.uint8)
+    grid[rows + 1, columns + 1] = 1
+    while True:
+        around = cv2.filter2D(grid, -1, np.ones((3, 3), np.float32), borderType=cv2.BORDER_CONSTANT) - grid
+        kept = grid * (around >= FEWEST_NEIGHBOURS).astype(np.uint8)
+        if (kept == grid).all():
+            break
+        grid = kept
+    still = grid[rows + 1, columns + 1] > 0
+    return rows[still], columns[still]
 
 
 def nearest_on_triangles(

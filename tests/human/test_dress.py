@@ -317,6 +317,7 @@ def test_a_skirt_widens_to_the_front_as_to_the_sides(
     assert not worn.skirt[np.isin(vertex_parts(body), HANDS + FEET)].any()
     hem = worn.skirt & (np.abs(heights - 0.62) < 0.04)
     bare, dressed_z = (np.ptp(v[hem][:, 2]) for v in (personal.vertices_m, worn.vertices_m))
+    print("DZ", bare, dressed_z)
     assert dressed_z > bare + 0.08
 
 
