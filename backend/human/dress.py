@@ -245,8 +245,9 @@ class _PhotoView:
         px_m = float(np.median(depth[view.nearest.covered])) / personal.camera.fx
         depth = depth.copy()
         for sheet in dressed.membranes:
-            rows, columns = sheet.pixels[sheet.front].T
-            z = personal.camera.to_camera(sheet.points_m[sheet.front])[:, 2]
+            nearer = sheet.front & sheet.seen
+            rows, columns = sheet.pixels[nearer].T
+            z = personal.camera.to_camera(sheet.points_m[nearer])[:, 2]
             depth[rows, columns] = np.minimum(depth[rows, columns], z)
         # one pixel and more at the mask's edge is mixed with the background
         rounds = max(1, round(max(person.mask.shape) / 500))
@@ -484,12 +485,12 @@ def _membrane_splats(
     row, column = sheet.pixels.T
     count = len(row)
     inside = np.zeros(person.mask.shape, np.float32)
-    inside[sheet.pixels[:, 0], sheet.pixels[:, 1]] = 1.0
+    inside[sheet.pixels[sheet.seen, 0], sheet.pixels[sheet.seen, 1]] = 1.0
     area = (cv2.dilate(inside, np.ones((7, 7), np.uint8)) > 0) & photo.usable
     smooth = _masked_blur(person.image.astype(np.float32) / 255, area, 0.04 / photo.px_m)
     uv = np.stack([column + 0.5, row + 0.5], axis=1)
     sharp = sample_photo(person.image, uv, np.full(count, sheet.spacing_m / photo.px_m))
-    confidence = np.where(sheet.front & photo.usable[row, column], 0.8, 0.0)
+    confidence = np.where(sheet.front & sheet.seen & photo.usable[row, column], 0.8, 0.0)
     view = sheet.points_m - camera.position_m
     towards = light.at(-_unit(view).mean(axis=0)[None])
     behind = relit(smooth[row, column], light.at(sheet.normals) / towards)

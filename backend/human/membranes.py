@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from scipy.ndimage import median_filter
 from scipy.sparse import coo_matrix
 from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
 from backend.human.camera import PinholeCamera
-from backend.human.garments import ARMS, FEET, HANDS, JOINT_PARTS
+from backend.human.garments import ARMS, FEET, HANDS, JOINT_PARTS, Part
 from backend.human.zbuffer import MeshView
 
 LOCAL_DEPTH_M = 0.05
@@ -26,6 +27,17 @@ BRIDGE_SHARE = 0.2
 FEWEST_NEIGHBOURS = 3
 """The corner of a block of points has three."""
 
+COLLAR_ON_NECK = 0.08
+"""Least share of a piece's border on the neck or head that makes it the end of a collar."""
+
+COLLAR_OVERLAP_M = 0.06
+COLLAR_DEPTH = 0.75
+"""Depth behind the neck over half the width; a ring is a little flatter than a circle."""
+
+COLLAR_FOOT_M = 0.03
+COLLAR_TAPER = 0.35
+"""A collar reaches down behind the shoulders and stands off less there."""
+
 HAIR_THICKNESS = 0.6
 THINNEST_M = 0.01
 
@@ -39,6 +51,7 @@ class Membrane:
         normals: [N, 3] outward, world.
         pixels: [N, 2] row and column in the working image.
         front: [N] bool, on the side that the camera sees.
+        seen: [N] bool, the photo shows the sheet at that pixel.
         spacing_m: Distance between neighbouring points.
         hair: Whether it is hair (moves with the head).
         triangles: [N] row of the body's triangle that carries each point.
@@ -49,6 +62,7 @@ class Membrane:
     normals: np.ndarray
     pixels: np.ndarray
     front: np.ndarray
+    seen: np.ndarray
     spacing_m: float
     hair: bool
     triangles: np.ndarray
@@ -91,8 +105,15 @@ def build_membranes(
     contour_px = cv2.distanceTransform((mask | covered).astype(np.uint8), cv2.DIST_L2, 5)
     bounds = _local_bounds(view, max(2, round(LOCAL_DEPTH_M / px_m)))
     membranes = []
+    collar = _collar_ends(pieces, stats, hair, covered, part, px_m, max(25.0, SMALLEST_SHARE * float(mask.sum())))
+    if collar:
+        carrier = np.flatnonzero(outer & ~on_head)
+        ends = np.isin(pieces, collar)
+        membranes.append(_collar(ends, covered, bounds, camera, posed_m, triangles_all, carrier, spacing_m, px_m))
     for k in range(1, count):
         piece = pieces == k
+        if k in collar:
+            continue
         if stats[k, cv2.CC_STAT_AREA] < max(25, SMALLEST_SHARE * mask.sum()):
             continue
         is_hair = bool(hair[piece].mean() > 0.5)
@@ -108,6 +129,99 @@ def build_membranes(
             _sample(piece, sheet, contour_px, camera, posed_m, triangles_all, carrier, spacing_m, px_m, is_hair)
         )
     return tuple(m for m in membranes if m is not None)
+
+
+def _collar_ends(
+    pieces: np.ndarray,
+    stats: np.ndarray,
+    hair: np.ndarray,
+    covered: np.ndarray,
+    part: np.ndarray,
+    px_m: float,
+    smallest_px: float,
+) -> tuple[int, int] | tuple[()]:
+    """The two pieces left and right of the neck that are one collar, hood or ring, which the neck hides; or nothing."""
+    head = covered & (part == Part.HEAD)
+    if not head.any():
+        return ()
+    middle = float(np.nonzero(head)[1].mean())
+    found: dict[bool, int] = {}
+    for k in range(1, len(stats)):
+        piece = pieces == k
+        if stats[k, cv2.CC_STAT_AREA] < smallest_px or hair[piece].mean() > 0.5 or _at_border(piece):
+            continue
+        border = (cv2.dilate(piece.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0) & covered
+        right = bool(np.nonzero(piece)[1].mean() > middle)
+        best = right not in found or stats[k, cv2.CC_STAT_AREA] > stats[found[right], cv2.CC_STAT_AREA]
+        if border.any() and head[border].mean() > COLLAR_ON_NECK and best:
+            found[right] = k
+    if len(found) < 2:
+        return ()
+    a, b = found[False], found[True]
+    top = max(stats[a, cv2.CC_STAT_TOP], stats[b, cv2.CC_STAT_TOP])
+    foot = min(stats[k, cv2.CC_STAT_TOP] + stats[k, cv2.CC_STAT_HEIGHT] for k in (a, b))
+    return (a, b) if (top - foot) * px_m < COLLAR_OVERLAP_M else ()
+
+
+def _collar(
+    ends: np.ndarray,
+    covered: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray],
+    camera: PinholeCamera,
+    posed_m: np.ndarray,
+    triangles_all: np.ndarray,
+    carrier: np.ndarray,
+    spacing_m: float,
+    px_m: float,
+) -> Membrane | None:
+    """A band from one visible end of a collar to the other, round behind the neck.
+
+    Args:
+        ends: [H, W] bool, what is seen of it left and right of the neck.
+        covered: [H, W] bool, the shell.
+        bounds: Nearest and farthest depth [H, W] of the shell around.
+        camera: The photo's camera.
+        posed_m: [V, 3].
+        triangles_all: [T, 3].
+        carrier: Rows of the triangles that may carry a point.
+        spacing_m: Wanted distance between points.
+        px_m: Metres per pixel.
+    """
+    columns = np.flatnonzero(ends.any(axis=0))
+    # a sliver of background beside the hair is no edge of the collar
+    smooth = 2 * max(1, len(columns) // 20) + 1
+    tops = median_filter(ends[:, columns].argmax(axis=0).astype(np.float64), smooth, mode="nearest")
+    feet = median_filter(len(ends) - 1.0 - ends[::-1, columns].argmax(axis=0), smooth, mode="nearest")
+    border = covered & (cv2.dilate(ends.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0)
+    near, far = float(np.median(bounds[0][border])), float(np.median(bounds[1][border]))
+    # half a disc's width inside, so that the discs end at the outline
+    inset = 0.5 * spacing_m / px_m
+    middle, half = 0.5 * (columns[0] + columns[-1] + 1), max(0.5 * (columns[-1] - columns[0] + 1) - inset, 1.0)
+    deep = max(COLLAR_DEPTH * half * px_m, 0.5 * (far - near) + 2 * THINNEST_M)
+    tall = (feet.max() - tops.min()) * px_m + COLLAR_FOOT_M
+    around = np.linspace(-np.pi / 2, np.pi / 2, max(8, round(np.pi * half * px_m / spacing_m)))
+    down = np.linspace(0, 1, max(3, round(tall / spacing_m)))
+    angle, t = (g.ravel() for g in np.meshgrid(around, down))
+    edge = middle + half * np.sin(angle)
+    top, foot = np.interp(edge, columns, tops), np.interp(edge, columns, feet)
+    # where it is hidden it reaches down to the shoulders, narrower there
+    foot = 0.5 * (foot + feet.max()) + COLLAR_FOOT_M / px_m
+    narrow = 1 - COLLAR_TAPER * np.clip((t - 0.4) / 0.6, 0, 1)
+    u, v = middle + half * narrow * np.sin(angle), top + inset + t * (foot - top)
+    z = 0.5 * (near + far) + deep * narrow * np.cos(angle)
+    row, column = np.floor(v).astype(int), np.clip(np.floor(u).astype(int), 0, ends.shape[1] - 1)
+    ok = (row < len(ends)) & (ends | covered)[np.minimum(row, len(ends) - 1), column]
+    if not ok.any():
+        return None
+    u, v, z, angle, row, column = u[ok], v[ok], z[ok], angle[ok], row[ok], column[ok]
+    radial = np.stack([np.sin(angle), np.zeros(len(z)), np.cos(angle)], axis=1) @ camera.w2c[:3, :3]
+    points = camera.to_world(np.stack([(u - camera.cx) * z / camera.fx, (v - camera.cy) * z / camera.fy, z], axis=1))
+    where = np.concatenate([points - 0.5 * THINNEST_M * radial, points + 0.5 * THINNEST_M * radial])
+    triangles, bary = nearest_on_triangles(where, posed_m, triangles_all, carrier)
+    pixels = np.tile(np.stack([row, column], axis=1), (2, 1))
+    front, seen = np.repeat([True, False], len(z)), ends[pixels[:, 0], pixels[:, 1]]
+    normals = np.concatenate([-radial, radial])
+    return Membrane(where, normals, pixels, front, seen, spacing_m, False, triangles, bary)
 
 
 def _nearest_part(view: MeshView, joints: np.ndarray) -> np.ndarray:
@@ -231,7 +345,8 @@ def _sample(
     triangles, bary = nearest_on_triangles(where, posed_m, triangles_all, carrier)
     front = np.repeat([True, False], len(rows))
     pixels = np.tile(np.stack([rows, columns], axis=1), (2, 1))
-    return Membrane(where, np.concatenate(normals), pixels, front, step * px_m, is_hair, triangles, bary)
+    seen = np.ones(len(front), bool)
+    return Membrane(where, np.concatenate(normals), pixels, front, seen, step * px_m, is_hair, triangles, bary)
 
 
 def without_tails(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

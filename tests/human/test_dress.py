@@ -317,8 +317,28 @@ def test_a_skirt_widens_to_the_front_as_to_the_sides(
     assert not worn.skirt[np.isin(vertex_parts(body), HANDS + FEET)].any()
     hem = worn.skirt & (np.abs(heights - 0.62) < 0.04)
     bare, dressed_z = (np.ptp(v[hem][:, 2]) for v in (personal.vertices_m, worn.vertices_m))
-    print("DZ", bare, dressed_z)
-    assert dressed_z > bare + 0.08
+    assert dressed_z > bare + 0.15
+
+
+def test_a_ring_on_both_sides_of_the_neck_goes_round_behind_it(
+    coat: Person, body: BodyModel, personal: Personal, nothing_held: np.ndarray
+) -> None:
+    labels = coat.labels.copy()
+    neck = JOINT_NAMES.index("neck")
+    posed, _ = posed_body_m(body, personal, personal.vertices_m)
+    near = np.asarray(body.skin_weights[:, : len(JOINT_NAMES)]).argmax(axis=1) == neck
+    column, row = personal.camera.project(posed[near]).mean(axis=0)
+    ring = np.zeros_like(labels)
+    cv2.ellipse(ring, (int(column), int(row)), (44, 16), 0, 0, 360, 1, -1)
+    labels[(ring > 0) & (labels == Label.NONE)] = Label.UPPER
+    worn = dress(_person(labels), body, personal, nothing_held, True, Context.quiet(seed=0))
+    hidden = [m for m in worn.membranes if not m.seen.all()]
+    assert len(hidden) == 1
+    behind = hidden[0].points_m[~hidden[0].seen]
+    side = (behind - posed[near].mean(axis=0)) @ personal.camera.w2c[0, :3]
+    assert (np.histogram(side, 5, (-0.05, 0.05))[0] > 5).all()
+    depth = personal.camera.to_camera(behind[np.abs(side) < 0.03])[:, 2]
+    assert depth.min() > personal.camera.to_camera(posed[near])[:, 2].max() - 0.02
 
 
 def test_nearest_on_triangles_finds_the_foot_point() -> None:
