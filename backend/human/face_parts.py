@@ -20,8 +20,8 @@ EYE_REACH = -0.45  # cosine of the angle from the pole up to which the eyeball i
 TEETH_COLOUR = np.array([0.84, 0.79, 0.72])
 GUM_COLOUR = np.array([0.62, 0.36, 0.35])
 CAVITY_COLOUR = np.array([0.19, 0.06, 0.06])
-TONGUE_COLOUR = np.array([0.62, 0.33, 0.33])
-CAVITY_DEPTH_M, TONGUE_DEPTH_M = 0.022, 0.042
+TONGUE_COLOUR = np.array([0.58, 0.3, 0.3])
+CAVITY_DEPTH_M, TONGUE_DEPTH_M = 0.022, 0.034
 """Behind the lips and behind the tongue's tip no light remains."""
 IRIS_COLOUR = np.array([0.28, 0.19, 0.12])
 SCLERA_COLOUR = np.array([0.86, 0.84, 0.83])

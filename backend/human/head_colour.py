@@ -42,7 +42,7 @@ PAINTED_LIPS = (
 LIPS = (0, 37, 267, 39, 269, 17, 84, 314, 181, 405, 11, 16)
 UNROLLED_M = 0.0015
 EYE_REACH_M, EYE_SKIN_DISTANCE = 0.016, 10.0
-"""Round the eyes only skin this near (Lab) to the face's colour is continued over the lids: creases are darker."""
+"""Round the eyes only skin this near (Lab) to the tone around is continued over the lids: creases are darker."""
 LID_TONE = 0.08
 """Share of the photo's tone on the visible strip of the lids in their colour: make-up, shade."""
 CREASE_M = 0.003
@@ -96,9 +96,7 @@ def colour_skin(
     skin_like = lab_distance(photo, view.skin_colour, lightness=0.5) < np.where(_outside_oval(view, seen), 19, 24)
     usable = trust * skin_like * ~cloth * (1 - seen.lid)
     if personal.has_face:
-        eyes = body.face_landmarks[[*LEFT_LIDS, *RIGHT_LIDS]] @ personal.vertices_m
-        near_eyes = cKDTree(eyes).query(points_m)[0] < EYE_REACH_M
-        usable *= ~near_eyes | (lab_distance(photo, view.skin_colour, lightness=0.8) < EYE_SKIN_DISTANCE)
+        usable *= _plain_round_eyes(body, personal, points_m, photo, usable)
     shade = _shading(view, seen, photo, usable) ** SHADING_POWER
     shade *= 1 + (_cavities(body, personal, hair, to_vertices) - 1) * (1 - seen.lid)
     fill = _harmonic(to_vertices, body, usable, photo / shade[:, None], view.skin_colour * 0.94) * shade[:, None]
@@ -121,6 +119,20 @@ def colour_skin(
     )
     colours[covered], trust[covered] = hair.scalp_colour, 0
     return SkinColours(colours, np.clip(trust, 0, 1), cloth)
+
+
+def _plain_round_eyes(
+    body: BodyModel, personal: Personal, points_m: np.ndarray, photo: np.ndarray, usable: np.ndarray
+) -> np.ndarray:
+    """[N] bool: false near an eye for creases and make-up, judged by the light on this side of the face."""
+    plain = np.ones(len(photo), bool)
+    for lids in (LEFT_LIDS, RIGHT_LIDS):
+        distance = cKDTree(body.face_landmarks[list(lids)] @ personal.vertices_m).query(points_m)[0]
+        around = (distance > 0.4 * EYE_REACH_M) & (distance < EYE_REACH_M) & (usable > 0.5)
+        if around.sum() > 20:
+            off = lab_distance(photo, np.percentile(photo[around], 75, axis=0), lightness=0.8)
+            plain &= (distance > EYE_REACH_M) | (off < EYE_SKIN_DISTANCE)
+    return plain
 
 
 def _lid_colours(
@@ -225,7 +237,8 @@ def _openings(view: HeadView) -> list[np.ndarray]:
     gap = np.linalg.norm(view.landmarks_px[13, :2] - view.landmarks_px[14, :2])
     if gap > 0.012 * view.face_height_px:
         out.append(cv2.dilate(view.polygon(INNER_LIPS), np.ones((3, 3), np.uint8)))
-    out += [cv2.erode(view.polygon(lids), np.ones((3, 3), np.uint8)) for lids in (LEFT_LIDS, RIGHT_LIDS)]
+    # the white of the eye is mixed into the pixels of the rim
+    out += [cv2.dilate(view.polygon(lids), np.ones((3, 3), np.uint8)) for lids in (LEFT_LIDS, RIGHT_LIDS)]
     return out
 
 
