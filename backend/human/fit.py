@@ -51,6 +51,7 @@ class FitSettings:
         focal_share: Focal length over the long side when unknown (1.2 = 45 degrees; phones 0.7, portraits 2).
         yaw_starts_deg: Turns added to the yaw that mediapipe sees.
         release_ratio: The upright prior is dropped when the photo's cost with it exceeds that without by this factor.
+        release_slack: And by this much more, in units of log probability: both are small where all fits well.
         keypoint_sd_m: How far mediapipe's landmark and the model's lie apart on the same person (renders).
         silhouette_points: Surface points that are held inside the mask.
     """
@@ -59,6 +60,7 @@ class FitSettings:
     focal_share: float = 1.2
     yaw_starts_deg: tuple[float, ...] = (0.0, -25.0, 25.0)
     release_ratio: float = 1.3
+    release_slack: float = 3.0
     keypoint_sd_m: float = 0.02
     silhouette_points: int = 300
 
@@ -190,23 +192,25 @@ def observe(person: Person, body: BodyModel, settings: FitSettings) -> tuple[Obs
     hidden = hidden_hands(person)
     for side in np.flatnonzero(hidden):
         precision[[15 + side, 17 + side, 19 + side, 21 + side]] *= 0.5  # mediapipe guesses where they are
-    bones, directions, bone_precision = _bone_directions(world, visibility, hidden)
+    bones, directions, bone_precision = _bone_directions(world, keypoints / pixels_per_m, visibility, hidden)
     face, face_precision = _face(person, body, pixels_per_m)
     unseen = np.zeros(BODY_JOINTS, bool)
     for joint, marks in BELOW.items():
         unseen[joint] = all(visibility[m] < 0.4 for m in marks)
     feet = np.array([visibility[i] for i in (*terms.HEELS, *terms.TOES)])
+    focal = settings.focal_px or settings.focal_share * max(height, width)
     mask = np.asarray(person.mask) > 0.5
     distance = torch.tensor(distance_transform_edt(~mask), dtype=DTYPE) if mask.any() else None
     observation = Observation(
-        focal_px=settings.focal_px or settings.focal_share * max(height, width),
+        focal_px=focal,
         centre_px=torch.tensor([width / 2, height / 2], dtype=DTYPE),
         keypoints_px=torch.tensor(keypoints, dtype=DTYPE),
         keypoint_precision=torch.tensor(precision, dtype=DTYPE),
         bones=torch.tensor(bones),
         bone_directions=torch.tensor(directions, dtype=DTYPE),
         bone_precision=torch.tensor(bone_precision, dtype=DTYPE),
-        feet_yaw_rad=torch.tensor(_feet_yaw(world), dtype=DTYPE),
+        shoulders_yaw_rad=float(np.arctan2(*(world[11] - world[12])[[2, 0]])),
+        feet_yaw_rad=torch.tensor(_feet_yaw(world, keypoints, pixels_per_m, width / 2, focal), dtype=DTYPE),
         face_px=torch.tensor(face, dtype=DTYPE),
         face_precision=face_precision,
         feet_seen=torch.tensor(np.where(feet > 0.5, feet, 0.0), dtype=DTYPE),
@@ -251,15 +255,22 @@ def hidden_hands(person: Person) -> np.ndarray:
 
 
 def _bone_directions(
-    world: np.ndarray, visibility: np.ndarray, hidden: np.ndarray
+    world: np.ndarray, flat_m: np.ndarray, visibility: np.ndarray, hidden: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Directions of `terms.BONES` in the camera's frame and how well each component is known."""
+    """Directions of `terms.BONES` in the camera's frame and how well each component is known.
+
+    `flat_m` [33, 2]: landmarks of the picture in mediapipe's metres.
+    """
     pairs = np.array([bone[:2] for bone in terms.BONES])
     gain, offset, sd = np.array([bone[2:] for bone in terms.BONES]).T
     d = world[pairs[:, 1]] - world[pairs[:, 0]]
     d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-6)
     lines = gain == terms.LINE_GAIN
     gain[lines] += terms.LINE_GAIN_FRONTAL * np.exp(-((d[lines, 2] / terms.LINE_FRONTAL) ** 2))
+    for side in (0, 1):
+        row = int(np.flatnonzero((pairs[:, 0] == 13 + side) & (pairs[:, 1] == 15 + side))[0])
+        length = np.linalg.norm(flat_m[15 + side] - flat_m[13 + side]) / terms.FOREARM_LENGTH_M
+        offset[row] += terms.FOREARM_GAIN * (min(float(length), 1.2) - 1.0)
     d[:, 2] = np.clip(gain * d[:, 2] + offset, -0.999, 0.999)
     for side in np.flatnonzero(hidden):
         for first, (dz, dz_sd) in zip((11 + side, 13 + side), terms.HIDDEN_ARM, strict=True):
@@ -274,14 +285,23 @@ def _bone_directions(
     return pairs, d, precision
 
 
-def _feet_yaw(world: np.ndarray) -> np.ndarray:
-    """[2] direction of left and right foot about the vertical, radians, 0 towards the camera, turned to +x positive."""
-    ahead = np.stack([world[toe] - world[heel] for heel, toe in zip(terms.HEELS, terms.TOES, strict=True)])
-    each = np.arctan2(ahead[:, 0], -ahead[:, 2]) + np.array([-terms.FOOT_SPLAY_RAD, terms.FOOT_SPLAY_RAD])
-    mean = float(np.angle(np.exp(1j * each).sum()))
-    gain = terms.FEET_GAIN + terms.FEET_GAIN_FRONTAL * np.exp(-((mean / terms.FEET_FRONTAL_RAD) ** 2))
-    # beyond 60 degrees the bias is gone, and a gain would run over half a turn
-    return each + (np.clip(mean, -1.0, 1.0) * (gain - 1.0) if abs(mean) < 1.5 else 0.0)
+def _feet_yaw(
+    world: np.ndarray, keypoints: np.ndarray, pixels_per_m: float, centre_x: float, focal: float
+) -> np.ndarray:
+    """[2] direction of left and right foot about the vertical, radians, 0 towards the camera, turned to +x positive.
+
+    A foot's width in the picture over its length gives the sine, three times as exactly as mediapipe's depth; depth
+    says front or back, and takes over where the sine is flat.
+    """
+    heels, toes = list(terms.HEELS), list(terms.TOES)
+    wide = (keypoints[toes, 0] - keypoints[heels, 0]) / (terms.FOOT_LENGTH_M * pixels_per_m)
+    ray = np.arctan2(0.5 * (keypoints[toes, 0] + keypoints[heels, 0]) - centre_x, focal)
+    seen = np.arcsin(np.clip(wide, -1.0, 1.0)) - ray
+    ahead = world[toes] - world[heels]
+    deep = np.arctan2(ahead[:, 0], -ahead[:, 2]) + np.array([-terms.FOOT_SPLAY_RAD, terms.FOOT_SPLAY_RAD])
+    mean = abs(float(np.angle(np.exp(1j * deep).sum())))
+    share = float(np.clip((mean - terms.FOOT_SIDEWAYS_RAD[0]) / np.ptp(terms.FOOT_SIDEWAYS_RAD), 0.0, 1.0))
+    return np.angle((1.0 - share) * np.exp(1j * seen) + share * np.exp(1j * deep))
 
 
 def _face(person: Person, body: BodyModel, pixels_per_m: float) -> tuple[np.ndarray, float]:
@@ -353,7 +373,7 @@ def _starts(
     offset = (torch.tensor(pelvis_px, dtype=DTYPE) - seen.centre_px) / seen.focal_px
     x = torch.zeros(terms.PARAMETERS, dtype=DTYPE)
     x[terms.PLACE] = torch.tensor([*offset.tolist(), float(np.log(seen.focal_px / seen.pixels_per_m))], dtype=DTYPE)
-    x[terms.POSE] = prior.mean.reshape(-1)
+    x[terms.POSE] = _start_pose(seen, prior, yaw)
     x[terms.FLOOR] = -0.9
     starts, switches = [], []
     for upright in (1.0, 0.0):
@@ -363,6 +383,31 @@ def _starts(
             starts.append(start)
             switches.append([upright, 0.0, 0.0])
     return torch.stack(starts), torch.tensor(switches, dtype=DTYPE)
+
+
+def _start_pose(seen: Observation, prior: PosePrior, yaw: float) -> torch.Tensor:
+    """[63] the prior's mean, but with the arms where mediapipe sees them.
+
+    From a hanging arm the way to one that points at the camera is as long as to one that points away, and the search
+    would stay in the wrong one.
+    """
+    pose = prior.mean.numpy().copy()
+    for side, sign in ((0, 1.0), (1, -1.0)):
+        if min(float(seen.bone_precision[row, 2]) for row in (side, 2 + side)) <= 0.0:
+            continue
+        c, s = np.cos(yaw), np.sin(yaw)
+        # camera axes to world (y and z turn over), then to the body's own
+        to_body = np.array([[c, 0.0, -s], [0.0, 1.0, 0.0], [s, 0.0, c]]) @ np.diag([1.0, -1.0, -1.0])
+        upper, fore = (to_body @ seen.bone_directions[row].numpy() for row in (side, 2 + side))
+        down = Rotation.from_rotvec(prior.mean[15 + side].numpy()).as_matrix()
+        # the elbow bends towards the local z axis; an almost straight arm keeps the prior's roll
+        bend = fore - (fore @ upper) * upper + 0.2 * down[:, 2]
+        bend -= (bend @ upper) * upper
+        bend /= max(float(np.linalg.norm(bend)), 1e-6)
+        along = sign * upper
+        pose[15 + side] = _axis_angle(np.stack([along, np.cross(bend, along), bend], axis=1))
+        pose[17 + side] = [0.0, -sign * float(np.arccos(np.clip(upper @ fore, -1.0, 1.0))), 0.0]
+    return torch.tensor(pose.reshape(-1), dtype=DTYPE)
 
 
 def _choose(
@@ -375,7 +420,7 @@ def _choose(
         rows = torch.nonzero(upright == kind)[:, 0]
         best[kind] = int(rows[cost[rows].argmin()])
     with_prior, without = (solve.photo_cost(x[best[kind]], switches[best[kind]]) for kind in (True, False))
-    keep = with_prior <= settings.release_ratio * without
+    keep = with_prior <= settings.release_ratio * without + settings.release_slack
     return x[best[keep]], switches[best[keep]], keep
 
 

@@ -26,8 +26,9 @@ LIMIT_SD_RAD = 0.05
 _BONES = ((0, 5), (0, 9), (0, 17), (5, 17)) + tuple((f + k, f + k + 1) for f in (1, 5, 9, 13, 17) for k in range(3))
 # roll of the forearm, bend aside, flexion that a relaxed wrist may take without discomfort (ranges of motion: anatomy)
 _UNSEEN_TURNS_DEG = ((0, -40, 40, -80, 80), (0, -20, 20), (0, -35, 35, -65, 65))
-_UNSEEN_ELBOW_DEG = (-20, 0, 20)  # a wrist that was only guessed is known to about this
+_UNSEEN_ELBOW_DEG = (-10, 0, 10)  # the landmarks know the forearm to about this; 20 cost 12 cm on hands at the hip
 _UNSEEN_TURN_COST = 0.06  # share of the hand that one radian (squared) outweighs
+_UNSEEN_ELBOW_EFFORT = 40.0  # how much more than the wrist the elbow resists
 # parameters: wrist 3, fingers 45, shift in the image 2 (over the hand's length), log size
 _WRIST, _FINGERS, _SHIFT, _SIZE = slice(0, 3), slice(3, 48), slice(48, 50), 50
 
@@ -239,6 +240,6 @@ def turn_unseen_hand(
     inside = (pixels >= 0).all(axis=1) & (pixels < other.shape[::-1]).all(axis=1)
     pixels = np.where(inside[:, None], pixels, 0)
     wrong = (other[pixels[:, 1], pixels[:, 0]] & inside).reshape(points.shape[:3]).mean(axis=2)
-    effort = np.square(turns.as_rotvec()).sum(1) + 4 * np.square(elbows.as_rotvec()).sum(1)[:, None]
+    effort = np.square(turns.as_rotvec()).sum(1) + _UNSEEN_ELBOW_EFFORT * np.square(elbows.as_rotvec()).sum(1)[:, None]
     elbow, turn = np.unravel_index(np.argmin(wrong + _UNSEEN_TURN_COST * effort), wrong.shape)
     return elbows[elbow].as_matrix(), wrists[turn].as_rotvec()
