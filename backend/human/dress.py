@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
 STAGE = "Dress the body"
 
+INSIDE_COSINE = 0.5
+"""Under a skirt, normals turned 60 degrees and more from its axis' direction belong to the thighs' inner sides."""
+
 BORDER_M = 0.015
 """Width of the blend into the fill where the picture ends."""
 
@@ -333,7 +336,7 @@ def _shell_splats(
         bare, normal, _family(part), _side(part), axis_m(bare, part), label.astype(int), samples.spacing_m**2
     )
     trust = np.where(confidence > SEEN, confidence * samples.spacing_m**2, 0.0)
-    lit = _unit(samples.interpolate(_cloth_normals(body, dressed), body.triangles))
+    lit = _unit(samples.interpolate(_cloth_normals(body, dressed, camera.w2c[2, :3]), body.triangles))
     light = find_light(lit, colours, label, trust, camera.position_m - posed.mean(axis=0), seed)
     falling = light.at(lit)
     defaults, overall = _default_colours(person, photo, part, label, relit(colours, 1 / falling), confidence)
@@ -366,7 +369,7 @@ def _shell_splats(
     return made, light
 
 
-def _cloth_normals(body: BodyModel, dressed: Dressed) -> np.ndarray:
+def _cloth_normals(body: BodyModel, dressed: Dressed, forward: np.ndarray) -> np.ndarray:
     """[V, 3] normals in the photo's pose without toes, creases and the cleft of a skirt, which cloth does not have."""
     posed = np.asarray(dressed.posed_m, np.float64)
     average = average_operator(mesh_links(body.triangles, len(posed), None, 1.0))
@@ -376,8 +379,11 @@ def _cloth_normals(body: BodyModel, dressed: Dressed) -> np.ndarray:
     normals[feet] = smoothed_normals(posed, triangles, average, rounds=30)[feet]
     if dressed.skirt.any():
         points = posed[dressed.skirt]
-        away = (points - points.mean(axis=0)) * [1.0, 0.0, 1.0]
-        normals[dressed.skirt] = _unit(_unit(away) + normals[dressed.skirt])
+        away = _unit((points - points.mean(axis=0)) * [1.0, 0.0, 1.0])
+        own = normals[dressed.skirt]
+        # what lies inside is as dark as the side it is seen from through the cleft
+        inside = (own * away).sum(axis=1, keepdims=True) < INSIDE_COSINE
+        normals[dressed.skirt] = np.where(inside, forward, _unit(away + own))
     return normals
 
 
