@@ -242,4 +242,4 @@ def turn_unseen_hand(
     wrong = (other[pixels[:, 1], pixels[:, 0]] & inside).reshape(points.shape[:3]).mean(axis=2)
     effort = np.square(turns.as_rotvec()).sum(1) + _UNSEEN_ELBOW_EFFORT * np.square(elbows.as_rotvec()).sum(1)[:, None]
     elbow, turn = np.unravel_index(np.argmin(wrong + _UNSEEN_TURN_COST * effort), wrong.shape)
-    return elbows[elbow].as_matrix(), wrists[turn].as_rotvec()
+    return elbows[int(elbow)].as_matrix(), wrists[int(turn)].as_rotvec()

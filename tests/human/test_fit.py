@@ -146,6 +146,16 @@ def test_world_is_gravity_aligned(body: BodyModel, turned: dict[float, BodyFit])
     assert fit.keypoint_error_px < 0.02 * HEIGHT
 
 
+@pytest.mark.parametrize("side", [0, 1])
+def test_arm_that_points_at_the_camera_stays_in_front(body: BodyModel, side: int) -> None:
+    """In the picture it is as short as one that points away; the detector's depth decides."""
+    pose = standing_pose(0.0)
+    pose[16 + side], pose[18 + side] = [0.0, (-1.2 if side == 0 else 1.2), 0.0], [0.0, 0.0, 0.0]
+    fit = fit_body(person_of(body, pose, np.zeros(20), camera_at()), body, Context.quiet(seed=0))
+    arm = fitted_joints(body, fit)[20 + side] - fitted_joints(body, fit)[16 + side]
+    assert arm[2] / np.linalg.norm(arm) > 0.8
+
+
 def test_half_body_stands_upright(body: BodyModel) -> None:
     """A portrait without legs: they hang straight down together below an upright trunk."""
     person = person_of(body, standing_pose(10.0), np.zeros(20), camera_at(1.5, 1.35))
