@@ -48,7 +48,7 @@ STAGE = "Dress the body"
 INSIDE_COSINE = 0.5
 """Under a skirt, normals turned 60 degrees and more from its axis' direction belong to the thighs' inner sides."""
 
-BORDER_M = 0.015
+BORDER_M = 0.006
 """Width of the blend into the fill where the picture ends."""
 
 

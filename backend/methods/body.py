@@ -28,7 +28,7 @@ from backend.splats.optimise import OptimiseSettings, optimise_to_photo
 from blender_addon.shared.avatar import write_bundle
 from blender_addon.shared.methods import BodyRequest
 
-ITERATIONS = {"fast": 90, "balanced": 180, "best": 400}
+ITERATIONS = {"fast": 90, "balanced": 200, "best": 400}
 """Steps against the photo by preset; gated updates are slow at the rim and done in front after 150 (measured)."""
 
 
