@@ -12,13 +12,13 @@ from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal
 from backend.splats.bound import STRETCH_LIMITS, triangle_frames
 
-LID_TRAVEL = (0.25, 0.6)
+LID_TRAVEL = (0.12, 0.4)
 """Of a blink's largest travel: skin that moves less stays where the photo shows it, skin that moves more is lid."""
 LASH_M = 0.0018
 """Half width of the line of lashes along the closed lids."""
-CALM_M = 0.0015
+CALM_M = 0.004
 """Within this distance of the closed lids an optimiser's steps fade out."""
-HALF_CLOSED = 0.4
+HALF_CLOSED = 0.45
 """Gaussians of the lids are laid out at this share of a blink, between squeezed (open) and spread (closed)."""
 
 

@@ -37,10 +37,10 @@ class OptimiseSettings:
 
     iterations: int = 200
     size_px: int = 512  # longer side of the whole view, and of the face crop
-    colour_rate: float = 0.02  # display sRGB
+    colour_rate: float = 0.03  # display sRGB
     opacity_rate: float = 0.03  # logit
-    scale_rate: float = 0.02  # log
-    offset_rate: float = 0.05  # of the Gaussian's in-plane scale
+    scale_rate: float = 0.03  # log
+    offset_rate: float = 0.08  # of the Gaussian's in-plane scale
     alpha_weight: float = 0.5
     final_whole_views: int = 40  # the last ones, in which the silhouette counts more
     final_alpha_factor: float = 5.0
