@@ -34,7 +34,9 @@ def parameter(
 class BodyRequest:
     """A whole-body avatar from one photograph."""
 
-    preset: Preset = parameter("balanced", "Preset", "fast: fewer steps against the photo; best: more, for a sharper front.")
+    preset: Preset = parameter(
+        "balanced", "Preset", "fast: fewer steps against the photo; best: more, for a sharper front."
+    )
     person: int = parameter(
         0, "Person", "Which person of the photo: 0 is the largest, 1 the next, and so on.", minimum=0, maximum=15
     )
