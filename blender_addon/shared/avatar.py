@@ -164,7 +164,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[GaussianCloud, Avatar]:
         if not (folder / name).is_file():
             raise BundleError(f"{folder} is no avatar bundle: {name} is missing")
     avatar = _read_avatar(folder / "avatar.npz")
-    cloud = read_ply(folder / "gaussians.ply")
+    cloud = read_ply(folder / "gaussians.ply").cloud
     if len(cloud) != len(avatar.bind_triangle):
         raise BundleError(
             f"{folder}: gaussians.ply has {len(cloud)} Gaussians, avatar.npz binds {len(avatar.bind_triangle)}"

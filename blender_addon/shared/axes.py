@@ -6,6 +6,8 @@ usually Y down, facing -Z, which is the body's frame turned by 180 degrees about
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from .gaussians import GaussianCloud, matrices_to_wxyz, wxyz_product
@@ -65,3 +67,17 @@ def blender_to_body_cloud(cloud: GaussianCloud) -> GaussianCloud:
 def y_down_to_body_cloud(cloud: GaussianCloud) -> GaussianCloud:
     """A cloud with Y down in the body frame; also the way back."""
     return rotate_cloud(cloud, Y_DOWN_TO_BODY)
+
+
+def axes_to_body_cloud(cloud: GaussianCloud, axes: Literal["y_up", "y_down", "z_up"]) -> GaussianCloud:
+    """A cloud of a file's axes in the body frame; `z_up` is Blender's frame."""
+    if axes == "y_up":
+        return cloud
+    return y_down_to_body_cloud(cloud) if axes == "y_down" else blender_to_body_cloud(cloud)
+
+
+def body_to_axes_cloud(cloud: GaussianCloud, axes: Literal["y_up", "y_down", "z_up"]) -> GaussianCloud:
+    """A cloud of the body frame in a file's axes."""
+    if axes == "y_up":
+        return cloud
+    return y_down_to_body_cloud(cloud) if axes == "y_down" else body_to_blender_cloud(cloud)

@@ -1,72 +1,135 @@
 """Gaussian PLY in the layout of the INRIA code base: logit opacity, log scales, channel-major higher coefficients.
 
-Reads any degree from 0 to 4, any order of properties, extra properties and extra elements of fixed size, ascii and
-both byte orders. Writes binary little endian with normals and at least degree 3 padding on request, which is what
-every viewer takes.
+Reads any degree from 0 to 4, any order of properties, extra properties and elements, ascii and both byte orders.
+Writes binary little endian with normals, at a higher degree than the cloud's on request, because the strictest viewers
+want 62 floats a Gaussian.
+
+Axes: the layout has none of its own. Trainers and viewers take Y as down; our bundles are Y up and say so in a comment
+of the header (`comment axes: y_up`), and nerfstudio's exporter says `Vertical Axis: z`. A file that says nothing counts
+as Y down.
+
+No library: plyfile 1.1 needs 880 ms to bring a million Gaussians into a table and is not inside Blender; gsply 0.4
+needs 706 ms and numba. Here blocks that stay in the cache are read, activated and checked in one go by a few threads
+(numpy lets go of the interpreter's lock), straight into the arrays of the cloud.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import re
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from ..gaussians import SH_REST_COUNTS, GaussianCloud
-from ..limits import MAX_SPLATS, OPACITY_LOGIT_MAX
+from ..limits import OPACITY_LOGIT_MAX
+from .common import (
+    LOG_SCALE_LIMIT,
+    Axes,
+    FormatError,
+    ReadResult,
+    atomic_file,
+    dropped_notes,
+    refuse_damage,
+    require_bytes,
+    require_count,
+    worker_count,
+)
+from .ply_header import PlyElement, PlyHeader, read_ply_header
 
-_TYPES = {
-    **{"char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2"},
-    **{"uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4"},
-    **{"double": "f8", "float64": "f8"},
-}
-_MAX_HEADER_BYTES = 64 * 1024
-_LOG_SCALE_LIMIT = 80.0  # exp(80) still fits float32; a larger value in a file is damage
-
-
-class PlyError(ValueError):
-    """A file that is no readable Gaussian PLY; the message is one line for the user."""
+_BLOCK_BYTES = 1 << 19  # a block, its activated copy and the next one stay in a core's second-level cache
+_ASCII_ROWS = 4096
+_MAX_LINE_BYTES = 1 << 16
+_LOGIT_MAX = float(np.log(OPACITY_LOGIT_MAX / (1.0 - OPACITY_LOGIT_MAX)))  # 13.86: written for an opacity of 1
+_LOGIT_MIN = -64.0 * float(np.log(2.0))  # -44.36: written for an opacity of 0
+_POSITION, _COLOUR = ("x", "y", "z"), ("f_dc_0", "f_dc_1", "f_dc_2")
+_SCALE, _ROTATION = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
+_NORMALS = ("nx", "ny", "nz")
+_AXES_COMMENT = "axes: "
 
 
 @dataclass(frozen=True)
-class _Element:
-    name: str
-    count: int
-    properties: tuple[tuple[str, str], ...]  # (name, numpy type without byte order)
+class _Layout:
+    """Columns of the vertex element that make a Gaussian; `rest` is in the cloud's order, (r, g, b) a coefficient."""
+
+    position: np.ndarray
+    scale: np.ndarray
+    rotation: np.ndarray
+    opacity: int
+    colour: np.ndarray
+    rest: np.ndarray
+    notes: tuple[str, ...]
 
 
-def read_ply(path: str | os.PathLike[str]) -> GaussianCloud:
-    """Read a Gaussian PLY.
+@dataclass(frozen=True)
+class _Arrays:
+    """What is filled block by block: the fields of the cloud, and which rows are good."""
+
+    positions: np.ndarray
+    scales: np.ndarray
+    rotations: np.ndarray
+    opacities: np.ndarray
+    sh_dc: np.ndarray
+    sh_rest: np.ndarray
+    good: np.ndarray
+
+    @classmethod
+    def empty(cls, count: int, rest_count: int) -> _Arrays:
+        """For `count` Gaussians with `rest_count` higher coefficients; called when the file is known to hold them."""
+        shapes = ((count, 3), (count, 3), (count, 4), (count,), (count, 3), (count, rest_count, 3))
+        return cls(*(np.empty(shape, np.float32) for shape in shapes), good=np.empty(count, bool))
+
+
+def is_ply(head: bytes) -> bool:
+    """Whether a file that begins like this is a PLY of some kind."""
+    return re.match(rb"ply\r?\n", head) is not None
+
+
+def read_ply(path: str | os.PathLike[str], *, drop_invalid: bool = False) -> ReadResult:
+    """Read a Gaussian PLY, in the file's axes.
 
     Args:
         path: File to read.
+        drop_invalid: Leave damaged Gaussians out and count them instead of refusing the file.
 
     Raises:
-        PlyError: If it is no Gaussian PLY, is cut short, or holds values that no Gaussian has.
+        FormatError: If it is no Gaussian PLY, is cut short, or holds values that no Gaussian has.
         OSError: If the file cannot be opened.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        head = file.read(_MAX_HEADER_BYTES)
-    order, elements, offset = _parse_header(head, path.name)
-    index = next((k for k, e in enumerate(elements) if e.name == "vertex"), None)
+    header = read_ply_header(path)
+    index = next((k for k, e in enumerate(header.elements) if e.name == "vertex"), None)
     if index is None:
-        raise PlyError(f"{path.name}: no vertex element, so no Gaussians")
-    vertex = elements[index]
-    if vertex.count > MAX_SPLATS:
-        raise PlyError(f"{path.name}: announces {vertex.count} Gaussians, more than {MAX_SPLATS} are not read")
-    table = (
-        _read_ascii(path, offset, elements, index)
-        if order == ""
-        else _read_binary(path, offset, elements, index, order)
-    )
-    return _to_cloud(table, path.name)
+        raise FormatError(path, "no vertex element, so no Gaussians", "choose a Gaussian splat PLY")
+    vertex = header.elements[index]
+    layout = _find_columns(path, vertex)
+    require_count(path, vertex.count)
+    size = path.stat().st_size
+    dtype = header.dtype(path, vertex)
+    if header.order:
+        offset = header.offset_of(path, index)
+        require_bytes(path, size - offset, vertex.count, dtype.itemsize)
+        arrays = _Arrays.empty(vertex.count, len(layout.rest) // 3)
+        _read_binary(path, offset, dtype, layout, arrays)
+    else:
+        # A number takes a digit and a separator at least; the last line may lack its end.
+        require_bytes(path, size - header.data_offset + 1, vertex.count, 2 * max(1, len(vertex.properties)))
+        arrays = _Arrays.empty(vertex.count, len(layout.rest) // 3)
+        _read_ascii(path, header, index, layout, arrays)
+    cloud, dropped = _to_cloud(path, arrays, drop_invalid=drop_invalid)
+    axes, axes_notes = _axes_of(header)
+    notes = (*layout.notes, *_leftovers(path, header, index, size), *axes_notes, *dropped_notes(dropped))
+    return ReadResult(cloud, axes, dropped=dropped, notes=notes)
 
 
-def write_ply(path: str | os.PathLike[str], cloud: GaussianCloud, *, degree: int | None = None) -> None:
+def write_ply(
+    path: str | os.PathLike[str], cloud: GaussianCloud, *, degree: int | None = None, axes: Axes = "y_up"
+) -> tuple[str, ...]:
     """Write a cloud as binary INRIA PLY; the file appears under its name only when it is whole.
 
     Args:
@@ -74,152 +137,273 @@ def write_ply(path: str | os.PathLike[str], cloud: GaussianCloud, *, degree: int
         cloud: Any degree.
         degree: Degree of the file; higher coefficients that the cloud lacks are zero. None keeps the cloud's. Degree 3
             gives the 62 floats a Gaussian that the strictest viewers ask for.
+        axes: Of the cloud; nothing is turned here, the header says it.
+
+    Returns:
+        What was lost: nothing.
 
     Raises:
         ValueError: If `degree` is below the cloud's.
         OSError: If the file cannot be written.
     """
+    path = Path(path)
     degree = cloud.degree if degree is None else degree
     if degree < cloud.degree:
         raise ValueError(f"a cloud of degree {cloud.degree} does not fit a file of degree {degree}")
     rest_count = SH_REST_COUNTS[degree]
-    names = ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
-    names += [f"f_rest_{k}" for k in range(3 * rest_count)]
-    names += ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
-    rest = np.zeros((len(cloud), 3, rest_count), np.float32)
-    rest[:, :, : cloud.sh_rest.shape[1]] = cloud.sh_rest.transpose(0, 2, 1)
-    opacities = np.minimum(cloud.opacities.astype(np.float64), OPACITY_LOGIT_MAX)
-    opacities = np.maximum(opacities, 1.0 - OPACITY_LOGIT_MAX)
-    columns = np.concatenate(
-        [
-            cloud.positions_m,
-            np.zeros((len(cloud), 3), np.float32),
-            cloud.sh_dc,
-            rest.reshape(len(cloud), -1),
-            np.log(opacities / (1 - opacities))[:, None].astype(np.float32),
-            np.log(cloud.scales_m),
-            cloud.rotations_wxyz,
-        ],
-        axis=1,
-    ).astype("<f4")
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(cloud)}"]
-    header += [f"property float {name}" for name in names] + ["end_header", ""]
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as file:
-            file.write("\n".join(header).encode("ascii"))
-            file.write(columns.tobytes())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    names = (*_POSITION, *_NORMALS, *_COLOUR, *(f"f_rest_{k}" for k in range(3 * rest_count)))
+    names += ("opacity", *_SCALE, *_ROTATION)
+    header = ["ply", "format binary_little_endian 1.0", f"comment {_AXES_COMMENT}{axes}"]
+    header += [f"element vertex {len(cloud)}", *(f"property float {name}" for name in names), "end_header", ""]
+    with atomic_file(path) as file:
+        file.write("\n".join(header).encode("ascii"))
+        for block in _encoded_blocks(cloud, rest_count, len(names)):
+            file.write(block)
+    return ()
 
 
-def _parse_header(head: bytes, name: str) -> tuple[str, list[_Element], int]:
-    """Byte order ('<', '>' or '' for ascii), elements, and where the data starts."""
-    if not re.match(rb"ply\r?\n", head):
-        raise PlyError(f"{name}: not a PLY file")
-    end = re.search(rb"end_header\r?\n", head)
-    if end is None:
-        raise PlyError(f"{name}: the PLY header has no end; the file is cut short or damaged")
-    order: str | None = None
-    elements: list[tuple[str, int, list[tuple[str, str]]]] = []
-    for line in head[: end.start()].decode("ascii", "replace").splitlines()[1:]:
-        words = line.split()
-        if not words or words[0] in ("comment", "obj_info"):
-            continue
-        if words[0] == "format" and len(words) >= 2:
-            order = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}.get(words[1])
-        elif words[0] == "element" and len(words) == 3 and words[2].isdigit():
-            elements.append((words[1], int(words[2]), []))
-        elif words[0] == "property" and len(words) == 3 and words[1] in _TYPES and elements:
-            elements[-1][2].append((words[2], _TYPES[words[1]]))
-        elif words[0] == "property" and len(words) == 5 and words[1] == "list" and elements:
-            elements[-1][2].append((words[4], "list"))
-        else:
-            raise PlyError(f"{name}: the PLY header has a line that makes no sense: {line[:60]!r}")
-    if order is None:
-        raise PlyError(f"{name}: the PLY header names no known format")
-    return order, [_Element(n, c, tuple(p)) for n, c, p in elements], end.end()
+def write_ply_y_down(path: Path, cloud: GaussianCloud) -> tuple[str, ...]:
+    """Write a cloud whose Y points down, at its own degree: the PLY that other tools expect."""
+    return write_ply(path, cloud, axes="y_down")
 
 
-def _read_binary(path: Path, offset: int, elements: list[_Element], index: int, order: str) -> np.ndarray:
-    for element in elements[:index]:
-        offset += element.count * _dtype(element, order, path.name).itemsize
-    dtype = _dtype(elements[index], order, path.name)
-    count = elements[index].count
-    size = path.stat().st_size
-    if size < offset + count * dtype.itemsize:
-        whole = max(0, (size - offset) // dtype.itemsize)
-        raise PlyError(f"{path.name}: cut short, {whole} of {count} Gaussians are there; get the file again")
-    return np.fromfile(path, dtype, count, offset=offset)
-
-
-def _read_ascii(path: Path, offset: int, elements: list[_Element], index: int) -> np.ndarray:
-    dtype = _dtype(elements[index], "<", path.name)
-    skip = sum(e.count for e in elements[:index])
-    count = elements[index].count
-    lines = path.read_bytes()[offset:].splitlines()[skip : skip + count]
-    if len(lines) < count:
-        raise PlyError(f"{path.name}: cut short, {len(lines)} of {count} Gaussians are there; get the file again")
-    try:
-        values = np.loadtxt(io.BytesIO(b"\n".join(lines)), np.float64, ndmin=2) if count else np.zeros((0, len(dtype)))
-    except ValueError:
-        raise PlyError(f"{path.name}: has a line that is not {len(dtype)} numbers") from None
-    if values.shape[1] != len(dtype):
-        raise PlyError(f"{path.name}: has {values.shape[1]} numbers a line, the header says {len(dtype)}")
-    table = np.empty(count, dtype)
-    for k, column in enumerate(dtype.names or ()):
-        table[column] = values[:, k]
-    return table
-
-
-def _dtype(element: _Element, order: str, name: str) -> np.dtype:
-    if any(kind == "list" for _, kind in element.properties):
-        raise PlyError(f"{name}: element {element.name} has list properties; this is a mesh, not a Gaussian PLY")
-    try:
-        return np.dtype([(n, order + kind) for n, kind in element.properties])
-    except ValueError:
-        raise PlyError(f"{name}: the PLY header names a property twice") from None
-
-
-def _to_cloud(table: np.ndarray, name: str) -> GaussianCloud:
-    present = set(table.dtype.names or ())
-    groups = {
-        "position": ["x", "y", "z"],
-        "colour": ["f_dc_0", "f_dc_1", "f_dc_2"],
-        "opacity": ["opacity"],
-        "scale": ["scale_0", "scale_1", "scale_2"],
-        "rotation": ["rot_0", "rot_1", "rot_2", "rot_3"],
-    }
+def _find_columns(path: Path, vertex: PlyElement) -> _Layout:
+    column = {name: k for k, name in enumerate(vertex.names)}
+    if "packed_position" in column:
+        raise FormatError(path, "is a compressed PLY", "give it the suffix .compressed.ply")
+    groups = {"position": _POSITION, "colour": _COLOUR, "opacity": ("opacity",), "scale": _SCALE, "rotation": _ROTATION}
     for what, names in groups.items():
-        missing = [n for n in names if n not in present]
+        missing = [name for name in names if name not in column]
         if missing:
-            raise PlyError(f"{name}: has no {what} ({missing[0]}); this is a point cloud or mesh, not a Gaussian PLY")
+            raise FormatError(
+                path,
+                f"has no {what} ({missing[0]}); this is a point cloud or mesh, not a Gaussian PLY",
+                "choose a Gaussian splat PLY",
+            )
+    rest_names = [name for name in column if re.fullmatch(r"f_rest_\d{1,4}", name)]
+    rest, rest_notes = _rest_columns(path, column, len(rest_names))
+    known = {name for names in groups.values() for name in names} | set(rest_names) | set(_NORMALS)
+    extra = [name for name in vertex.names if name not in known]
+    if extra:
+        rest_notes += (f"ignored properties: {', '.join(extra[:8])}{' ...' if len(extra) > 8 else ''}",)
 
-    def columns(names: list[str]) -> np.ndarray:
-        return np.stack([table[n].astype(np.float32) for n in names], axis=1)
+    def columns(names: tuple[str, ...]) -> np.ndarray:
+        return np.array([column[name] for name in names], np.intp)
 
-    rest_names = sorted((n for n in present if re.fullmatch(r"f_rest_\d+", n)), key=lambda n: int(n[7:]))
-    if len(rest_names) % 3 or len(rest_names) // 3 not in SH_REST_COUNTS:
-        raise PlyError(f"{name}: has {len(rest_names)} f_rest properties, which is no spherical harmonics degree")
-    count = len(rest_names) // 3
-    rest = (
-        columns(rest_names).reshape(len(table), 3, count).transpose(0, 2, 1) if count else np.zeros((len(table), 0, 3))
+    return _Layout(
+        columns(_POSITION), columns(_SCALE), columns(_ROTATION), column["opacity"], columns(_COLOUR), rest, rest_notes
     )
-    logit = columns(["opacity"])[:, 0].astype(np.float64)
-    opacities = 1 / (1 + np.exp(-np.clip(logit, -700, 700)))
-    opacities = np.where(opacities >= OPACITY_LOGIT_MAX - 2.0**-24, 1.0, opacities)
-    log_scales = columns(groups["scale"])
-    rotations = columns(groups["rotation"])
-    norms = np.linalg.norm(rotations, axis=1, keepdims=True)
-    finite = all(np.isfinite(a).all() for a in (log_scales, rotations, rest)) and not np.isnan(logit).any()
-    if not finite or (np.abs(log_scales) > _LOG_SCALE_LIMIT).any():
-        raise PlyError(f"{name}: holds values that are not finite; the file is damaged")
-    rotations = np.where(norms > 1e-12, rotations / np.maximum(norms, 1e-12), np.array([1, 0, 0, 0], np.float32))
-    try:
-        return GaussianCloud(
-            columns(groups["position"]), np.exp(log_scales), rotations, opacities, columns(groups["colour"]), rest
-        )
-    except ValueError as error:
-        raise PlyError(f"{name}: {error}") from error
+
+
+def _rest_columns(path: Path, column: dict[str, int], count: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Columns of f_rest in the cloud's order, and notes; only whole bands count, as in Blender's importer."""
+    none = np.empty(0, np.intp)
+    per_channel = count // 3
+    if count % 3 or per_channel > SH_REST_COUNTS[-1]:
+        return none, (f"{count} f_rest properties are no spherical harmonics degree; only the base colour was read",)
+    for k in range(count):
+        if f"f_rest_{k}" not in column:
+            raise FormatError(path, f"has {count} f_rest properties but no f_rest_{k}")
+    kept = max(n for n in SH_REST_COUNTS if n <= per_channel)
+    order = [column[f"f_rest_{c * per_channel + k}"] for k in range(kept) for c in range(3)]
+    notes = () if kept == per_channel else (f"{count} f_rest properties hold an incomplete band, which was left out",)
+    return np.array(order, np.intp), notes
+
+
+def _axes_of(header: PlyHeader) -> tuple[Axes, tuple[str, ...]]:
+    for comment in header.comments:
+        for axes in ("y_up", "y_down", "z_up"):
+            if comment == _AXES_COMMENT + axes:
+                return axes, ()
+        # nerfstudio writes it from its Z-up world; with "y" (Brush, always) it says nothing about up or down.
+        if comment.lower() == "vertical axis: z":
+            return "z_up", ()
+    return "y_down", ("the file does not say which way is up; taken as Y down, as trainers write",)
+
+
+def _leftovers(path: Path, header: PlyHeader, index: int, size: int) -> tuple[str, ...]:
+    """Notes on other elements, and on bytes after the last one where that can be told."""
+    others = [e.name[:40] for k, e in enumerate(header.elements) if k != index]
+    notes = (f"ignored elements: {', '.join(others[:8])}",) if others else ()
+    if header.order and not any(e.has_lists for e in header.elements):
+        end = header.offset_of(path, len(header.elements))
+        if size > end:
+            notes += (f"ignored {size - end} bytes after the last element",)
+    return notes
+
+
+def _read_binary(path: Path, offset: int, dtype: np.dtype[np.void], layout: _Layout, arrays: _Arrays) -> None:
+    """Fill the arrays from a table of fixed rows, a few threads each with a run of rows and a handle of its own."""
+    count = len(arrays.good)
+    workers = worker_count()
+    rows = max(64, _BLOCK_BYTES // dtype.itemsize)
+    run = max(rows, -(-count // (4 * workers)))
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [
+            pool.submit(_read_run, path, offset, dtype, layout, arrays, (start, min(start + run, count)), rows)
+            for start in range(0, count, run)
+        ]
+        for job in jobs:
+            job.result()
+
+
+def _read_run(
+    path: Path,
+    offset: int,
+    dtype: np.dtype[np.void],
+    layout: _Layout,
+    arrays: _Arrays,
+    span: tuple[int, int],
+    rows: int,
+) -> None:
+    names = dtype.names or ()
+    plain = all(dtype[name] == np.dtype("<f4") for name in names) and np.dtype("<f4").isnative
+    buffer = np.empty(min(rows, span[1] - span[0]), dtype)
+    table = np.empty((len(buffer), len(names)), np.float32)
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset + span[0] * dtype.itemsize)
+        for start in range(span[0], span[1], len(buffer)):
+            stop = min(start + len(buffer), span[1])
+            part = buffer[: stop - start]
+            _read_fully(path, file, part)
+            if plain:
+                block = part.view(np.float32).reshape(len(part), -1)
+            else:
+                block = table[: len(part)]
+                with np.errstate(all="ignore"):  # a double beyond float32 becomes inf, which counts as damage
+                    for k, name in enumerate(names):
+                        block[:, k] = part[name]
+            _activate(block, layout, arrays, start, stop)
+
+
+def _read_fully(path: Path, file: BinaryIO, part: np.ndarray) -> None:
+    view = memoryview(part.view(np.uint8)).cast("B")
+    done = 0
+    while done < len(view):
+        got = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not got:
+            raise FormatError(path, "got shorter while it was read")
+        done += got
+
+
+def _read_ascii(path: Path, header: PlyHeader, index: int, layout: _Layout, arrays: _Arrays) -> None:
+    """Fill the arrays from text; every row of every element is one line."""
+    vertex = header.elements[index]
+    skip = sum(e.count for e in header.elements[:index])
+    width = len(vertex.properties)
+    done = 0
+    with path.open("rb") as file:
+        file.seek(header.data_offset)
+        lines = _lines(path, file)
+        for _ in range(skip):
+            if next(lines, None) is None:
+                raise FormatError(path, "cut short before the first Gaussian")
+        while done < vertex.count:
+            batch = [line for _, line in zip(range(min(_ASCII_ROWS, vertex.count - done)), lines, strict=False)]
+            if not batch:
+                raise FormatError(path, f"cut short, {done} of {vertex.count} Gaussians are there")
+            try:
+                values = np.loadtxt(batch, np.float64, comments=None, ndmin=2)
+            except ValueError:
+                raise FormatError(path, f"has a line after Gaussian {done} that is not {width} numbers") from None
+            if values.shape != (len(batch), width):
+                raise FormatError(path, f"has {values.shape[1]} numbers a line, the header says {width}")
+            with np.errstate(all="ignore"):
+                block = values.astype(np.float32)
+            _activate(block, layout, arrays, done, done + len(batch))
+            done += len(batch)
+
+
+def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
+    """Lines that hold something; a line that cannot be one of a Gaussian is refused before it is read whole."""
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        if len(line) > _MAX_LINE_BYTES:
+            raise FormatError(path, f"has a line of more than {_MAX_LINE_BYTES // 1024} KiB")
+        text = line.decode("ascii", "replace").strip()
+        if text:
+            yield text
+
+
+def _activate(block: np.ndarray, layout: _Layout, arrays: _Arrays, start: int, stop: int) -> None:
+    """Turn rows [M, P] of the file into Gaussians start..stop, and judge which of them are good."""
+    rest = arrays.sh_rest[start:stop].reshape(stop - start, -1)
+    position, scale, rotation = arrays.positions[start:stop], arrays.scales[start:stop], arrays.rotations[start:stop]
+    colour, opacity, good = arrays.sh_dc[start:stop], arrays.opacities[start:stop], arrays.good[start:stop]
+    gathered = ((layout.position, position), (layout.scale, scale), (layout.rotation, rotation))
+    for columns, out in (*gathered, (layout.colour, colour), (layout.rest, rest)):
+        if len(columns):
+            np.take(block, columns, axis=1, out=out, mode="clip")  # in "raise" mode numpy goes through a copy
+    with np.errstate(all="ignore"):
+        logit = block[:, layout.opacity]
+        squares = np.einsum("ij,ij->i", rotation, rotation)
+        # One sum is finite if all are; only a block in which it is not is looked at value by value.
+        total = np.add.reduce(block, axis=None)
+        if np.isfinite(total) and np.abs(scale).max() <= LOG_SCALE_LIMIT and squares.min() > 1e-24:
+            good[:] = True
+        else:
+            good[:] = ~np.isnan(logit) & np.isfinite(squares) & (squares > 1e-24)
+            good &= (np.abs(scale) <= LOG_SCALE_LIMIT).all(axis=1)
+            for values in (position, colour, rest):
+                good &= np.isfinite(values).all(axis=1)
+        np.exp(scale, out=scale)
+        factors = 1.0 / np.sqrt(squares)
+        factors[np.abs(squares - 1.0) < 1e-6] = 1.0  # what is normalised stays bit for bit
+        rotation *= factors[:, None]
+        np.negative(logit, out=opacity)
+        np.exp(opacity, out=opacity)
+        opacity += 1.0
+        np.reciprocal(opacity, out=opacity)
+        opacity[logit >= _LOGIT_MAX - 1e-5] = 1.0
+        opacity[logit <= _LOGIT_MIN + 1e-4] = 0.0
+
+
+def _to_cloud(path: Path, arrays: _Arrays, *, drop_invalid: bool) -> tuple[GaussianCloud, int]:
+    fields = (arrays.positions, arrays.scales, arrays.rotations, arrays.opacities, arrays.sh_dc, arrays.sh_rest)
+    count = len(arrays.good)
+    dropped = count - int(np.count_nonzero(arrays.good))
+    if dropped:
+        refuse_damage(path, dropped, count, drop_invalid=drop_invalid)
+        fields = tuple(field[arrays.good] for field in fields)
+    return GaussianCloud(*fields), dropped
+
+
+def _encoded_blocks(cloud: GaussianCloud, rest_count: int, width: int) -> Iterator[memoryview]:
+    """The rows of the file in order, made a few blocks ahead by threads."""
+    workers = worker_count()
+    rows = max(64, _BLOCK_BYTES // (4 * width))
+    starts = iter(range(0, len(cloud), rows))
+    order = np.arange(3 * cloud.sh_rest.shape[1]).reshape(-1, 3).T.ravel()
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[np.ndarray]] = deque()
+        while True:
+            while len(pending) < 3 * workers and (start := next(starts, None)) is not None:
+                pending.append(pool.submit(_encode, cloud, start, start + rows, rest_count, order))
+            if not pending:
+                return
+            yield memoryview(pending.popleft().result()).cast("B")
+
+
+def _encode(cloud: GaussianCloud, start: int, stop: int, rest_count: int, order: np.ndarray) -> np.ndarray:
+    """Rows [M, 17 + 3 K] of the file: position, normal (zero), colour, rest, opacity, scale, rotation."""
+    part = slice(start, stop)
+    positions = cloud.positions_m[part]
+    rest = cloud.sh_rest[part].reshape(len(positions), -1)
+    rows = np.empty((len(positions), 17 + 3 * rest_count), "<f4")
+    rows[:, :3] = positions
+    rows[:, 3:6] = 0
+    rows[:, 6:9] = cloud.sh_dc[part]
+    own = rest.shape[1] // 3
+    if own == rest_count and own:
+        rows[:, 9:-8] = np.take(rest, order, axis=1, mode="clip")
+    else:
+        rows[:, 9:-8] = 0
+        for channel in range(3):
+            begin = 9 + channel * rest_count
+            rows[:, begin : begin + own] = rest[:, channel::3]
+    with np.errstate(all="ignore"):
+        opacity = cloud.opacities[part].astype(np.float64)
+        logit = np.log(opacity) - np.log1p(-opacity)
+        rows[:, -8] = np.clip(logit, _LOGIT_MIN, _LOGIT_MAX)
+        rows[:, -7:-4] = np.log(cloud.scales_m[part])
+    rows[:, -4:] = cloud.rotations_wxyz[part]
+    return rows

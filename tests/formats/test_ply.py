@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blender_addon.shared.formats.ply import PlyError, read_ply, write_ply
+from blender_addon.shared.formats import FormatError
+from blender_addon.shared.formats.ply import read_ply, write_ply
 from blender_addon.shared.gaussians import GaussianCloud
 from tests.shared.test_gaussians import random_cloud
 
@@ -25,7 +26,7 @@ def assert_same(a: GaussianCloud, b: GaussianCloud) -> None:
 def test_round_trip(tmp_path: Path, degree: int) -> None:
     cloud = random_cloud(degree=degree)
     write_ply(tmp_path / "a.ply", cloud)
-    assert_same(read_ply(tmp_path / "a.ply"), cloud)
+    assert_same(read_ply(tmp_path / "a.ply").cloud, cloud)
     assert [p.name for p in tmp_path.iterdir()] == ["a.ply"]
 
 
@@ -36,7 +37,7 @@ def test_padded_to_degree_3_a_gaussian_has_62_floats(tmp_path: Path) -> None:
     header = data[: data.index(b"end_header\n") + 11]
     assert header.count(b"property float") == 62
     assert len(data) - len(header) == 7 * 62 * 4
-    again = read_ply(tmp_path / "a.ply")
+    again = read_ply(tmp_path / "a.ply").cloud
     assert again.degree == 3
     assert not again.sh_rest.any()
 
@@ -47,7 +48,7 @@ def test_full_and_zero_opacity_survive(tmp_path: Path) -> None:
         cloud.positions_m, cloud.scales_m, cloud.rotations_wxyz, np.array([1.0, 0.0]), cloud.sh_dc, cloud.sh_rest
     )
     write_ply(tmp_path / "a.ply", cloud)
-    opacities = read_ply(tmp_path / "a.ply").opacities
+    opacities = read_ply(tmp_path / "a.ply").cloud.opacities
     assert opacities[0] == 1
     assert opacities[1] < 1e-5
 
@@ -77,7 +78,7 @@ def test_any_order_of_properties_extra_ones_and_both_byte_orders(tmp_path: Path,
     columns |= {f"scale_{k}": np.log(cloud.scales_m[:, k]) for k in range(3)}
     columns |= {f"f_dc_{k}": cloud.sh_dc[:, k] for k in range(3)} | {"y": cloud.positions_m[:, 1]}
     shuffled(tmp_path / "a.ply", order, list(columns), np.stack(list(columns.values()), axis=1), b"\x07\x09")
-    assert_same(read_ply(tmp_path / "a.ply"), cloud)
+    assert_same(read_ply(tmp_path / "a.ply").cloud, cloud)
 
 
 def test_damaged_files_are_named_in_one_line(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_damaged_files_are_named_in_one_line(tmp_path: Path) -> None:
     for message, content in cases.items():
         bad = tmp_path / "bad.ply"
         bad.write_bytes(content)
-        with pytest.raises(PlyError, match=message) as error:
+        with pytest.raises(FormatError, match=message) as error:
             read_ply(bad)
         assert "\n" not in str(error.value)
         assert "bad.ply" in str(error.value)
