@@ -1,4 +1,4 @@
-"""The command line: `python -m backend generate|render|doctor`.
+"""The command line: `python -m backend generate|render|convert|bench|doctor`.
 
 Exit codes: 0 done, 1 failed, 2 bad request, 3 a model or device is missing. On failure one line on stderr says what is
 wrong and what to do next; the log has the rest.
@@ -13,6 +13,8 @@ from typing import NoReturn
 
 from backend import __version__
 from backend.errors import BAD_REQUEST, FAILED, INSTALL, MODEL_MISSING, UserError, missing_package
+
+AXES = ("y_up", "y_down", "z_up")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,6 +49,20 @@ def build_parser() -> argparse.ArgumentParser:
     render.add_argument("--turntable", type=int, default=1, metavar="N", help="N views around: NAME_000.png and so on")
     render.add_argument("--pose", choices=("rest", "photo"), default="rest", help="of an avatar")
     render.add_argument("--set", action="append", default=[], metavar="CONTROL=VALUE", help="a facial action, 0..1")
+
+    bench = commands.add_parser("bench", help="measure how fast the parts are, against named alternatives")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="which; all if none is named")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    bench.add_argument("--repeats", type=int, metavar="N", help="timed runs of each side")
+
+    convert = commands.add_parser("convert", help="turn a splat file into another format, and say what was lost")
+    convert.add_argument("source", type=Path, metavar="IN", help="any splat file, or the folder of an avatar")
+    convert.add_argument("target", type=Path, metavar="OUT", help=".ply, .compressed.ply, .spz, .splat, .glb or .gltf")
+    convert.add_argument("--degree", type=int, choices=range(5), help="spherical harmonics of OUT")
+    convert.add_argument("--axes", choices=AXES, help="of OUT, where its format leaves them open (.ply, .splat)")
+    convert.add_argument("--from-axes", choices=AXES, help="of IN, where they are not what its format says")
+    convert.add_argument("--spz-version", type=int, choices=(3, 4), default=3, help="4 is smaller and newer")
+    convert.add_argument("--drop-invalid", action="store_true", help="leave damaged Gaussians out")
 
     doctor = commands.add_parser("doctor", help="say what works on this machine")
     doctor.add_argument("--json", action="store_true", help="for programs")
@@ -89,6 +105,14 @@ def _run(options: argparse.Namespace) -> int:
         from backend.render import render_command
 
         return render_command(options, parse_settings(options.set))
+    if options.command == "bench":
+        from backend.bench import bench
+
+        return bench(options.names, options.json, options.repeats)
+    if options.command == "convert":
+        from backend.convert import convert
+
+        return convert(options)
     from backend.doctor import doctor
 
     return doctor(options.json)

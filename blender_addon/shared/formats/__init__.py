@@ -19,6 +19,7 @@ from ..axes import axes_to_body_cloud, body_to_axes_cloud
 from ..gaussians import GaussianCloud
 from .common import Axes, ColourSpace, FormatError, ReadResult
 from .ply import is_ply, read_ply, write_ply_y_down
+from .spz import is_spz, read_spz, write_spz
 
 __all__ = [
     "SHARED_FORMATS",
@@ -72,7 +73,10 @@ class SplatFormat:
     write: Writer | None
 
 
-SHARED_FORMATS: tuple[SplatFormat, ...] = (SplatFormat("ply", (".ply",), "y_down", is_ply, read_ply, write_ply_y_down),)
+SHARED_FORMATS: tuple[SplatFormat, ...] = (
+    SplatFormat("ply", (".ply",), "y_down", is_ply, read_ply, write_ply_y_down),
+    SplatFormat("spz", (".spz",), "y_up", is_spz, read_spz, write_spz),
+)
 """In the order in which files are sniffed: a narrower format before the wider one that it looks like."""
 
 
