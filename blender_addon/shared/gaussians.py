@@ -5,7 +5,7 @@ Log, logit and channel-major layouts exist only inside the format readers and wr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -14,6 +14,8 @@ SH_C0 = 0.28209479177387814
 
 SH_REST_COUNTS = (0, 3, 8, 15, 24)
 """Number of higher coefficients for degree 0 to 4."""
+
+_PIECE = 1 << 17  # 512 KiB of float32
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class GaussianCloud:
                     )
             elif value.shape != shapes[name]:
                 raise ValueError(f"{name} has shape {value.shape}, expected {shapes[name]}")
-            if not np.isfinite(value).all():
+            if not is_finite(value):
                 raise ValueError(f"{name} has values that are not finite")
             object.__setattr__(self, name, value)
         if n == 0:
@@ -73,7 +75,8 @@ class GaussianCloud:
             raise ValueError("scales_m must be positive")
         if float(self.opacities.min()) < 0 or float(self.opacities.max()) > 1:
             raise ValueError("opacities must lie in 0..1")
-        if float(np.abs(np.linalg.norm(self.rotations_wxyz, axis=1) - 1).max()) > 1e-3:
+        lengths = np.sqrt(np.einsum("ij,ij->i", self.rotations_wxyz, self.rotations_wxyz))
+        if abs(float(lengths.min()) - 1) > 1e-3 or abs(float(lengths.max()) - 1) > 1e-3:
             raise ValueError("rotations_wxyz must be unit quaternions")
 
     def __len__(self) -> int:
@@ -103,10 +106,40 @@ class GaussianCloud:
         empty = np.zeros((len(positions_m), 0, 3), np.float32)
         return cls(positions_m, scales_m, rotations_wxyz, opacities, (np.asarray(colours) - 0.5) / SH_C0, empty)
 
+    @classmethod
+    def of_checked(
+        cls,
+        positions_m: np.ndarray,
+        scales_m: np.ndarray,
+        rotations_wxyz: np.ndarray,
+        opacities: np.ndarray,
+        sh_dc: np.ndarray,
+        sh_rest: np.ndarray,
+    ) -> GaussianCloud:
+        """A cloud without the checks, for a reader that made them block by block while the values were in the cache.
+
+        Everything that construction promises must hold already: float32, contiguous, the shapes, finite values.
+        """
+        cloud = object.__new__(cls)
+        values = (positions_m, scales_m, rotations_wxyz, opacities, sh_dc, sh_rest)
+        for field, value in zip(fields(cls), values, strict=True):
+            object.__setattr__(cloud, field.name, value)
+        return cloud
+
     def select(self, index: np.ndarray) -> GaussianCloud:
         """The Gaussians at `index` (boolean [N] or integer indices)."""
         names = ("positions_m", "scales_m", "rotations_wxyz", "opacities", "sh_dc", "sh_rest")
         return replace(self, **{name: getattr(self, name)[index] for name in names})
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether all of a contiguous float array is finite; no temporary, and the memory is walked through once."""
+    flat = values.reshape(-1)
+    for start in range(0, len(flat), _PIECE):
+        piece = flat[start : start + _PIECE]  # the second reduction finds it in the cache
+        if not (np.isfinite(piece.max()) and np.isfinite(piece.min())):  # nan wins in both
+            return False
+    return True
 
 
 def wxyz_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

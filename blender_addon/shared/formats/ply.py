@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from ..gaussians import SH_REST_COUNTS, GaussianCloud
+from ..gaussians import SH_REST_COUNTS, GaussianCloud, is_finite
 from ..limits import OPACITY_LOGIT_MAX
 from .common import (
     LOG_SCALE_LIMIT,
@@ -38,6 +39,7 @@ from .common import (
     refuse_damage,
     require_bytes,
     require_count,
+    reserve,
     worker_count,
 )
 from .ply_header import PlyElement, PlyHeader, read_ply_header
@@ -50,6 +52,7 @@ _LOGIT_MIN = -64.0 * float(np.log(2.0))  # -44.36: written for an opacity of 0
 _POSITION, _COLOUR = ("x", "y", "z"), ("f_dc_0", "f_dc_1", "f_dc_2")
 _SCALE, _ROTATION = ("scale_0", "scale_1", "scale_2"), ("rot_0", "rot_1", "rot_2", "rot_3")
 _NORMALS = ("nx", "ny", "nz")
+_PLAIN_WIDTH = 17  # floats of a Gaussian without higher coefficients, normals included
 _AXES_COMMENT = "axes: "
 
 
@@ -155,10 +158,13 @@ def write_ply(
     names += ("opacity", *_SCALE, *_ROTATION)
     header = ["ply", "format binary_little_endian 1.0", f"comment {_AXES_COMMENT}{axes}"]
     header += [f"element vertex {len(cloud)}", *(f"property float {name}" for name in names), "end_header", ""]
+    head = "\n".join(header).encode("ascii")
     with atomic_file(path) as file:
-        file.write("\n".join(header).encode("ascii"))
-        for block in _encoded_blocks(cloud, rest_count, len(names)):
-            file.write(block)
+        reserve(file, len(head) + 4 * len(names) * len(cloud))
+        file.write(head)
+        file.flush()
+        part = Path(file.name)
+        _in_runs(len(cloud), 4 * len(names), partial(_write_run, part, len(head), cloud, rest_count))
     return ()
 
 
@@ -234,15 +240,16 @@ def _leftovers(path: Path, header: PlyHeader, index: int, size: int) -> tuple[st
 
 def _read_binary(path: Path, offset: int, dtype: np.dtype[np.void], layout: _Layout, arrays: _Arrays) -> None:
     """Fill the arrays from a table of fixed rows, a few threads each with a run of rows and a handle of its own."""
-    count = len(arrays.good)
+    _in_runs(len(arrays.good), dtype.itemsize, partial(_read_run, path, offset, dtype, layout, arrays))
+
+
+def _in_runs(count: int, stride: int, work: Callable[[tuple[int, int], int], None]) -> None:
+    """Call `work(span, rows a block)` for runs that together are `count` rows of `stride` bytes, in a few threads."""
     workers = worker_count()
-    rows = max(64, _BLOCK_BYTES // dtype.itemsize)
+    rows = max(64, _BLOCK_BYTES // stride)
     run = max(rows, -(-count // (4 * workers)))
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [
-            pool.submit(_read_run, path, offset, dtype, layout, arrays, (start, min(start + run, count)), rows)
-            for start in range(0, count, run)
-        ]
+        jobs = [pool.submit(work, (start, min(start + run, count)), rows) for start in range(0, count, run)]
         for job in jobs:
             job.result()
 
@@ -276,11 +283,11 @@ def _read_run(
             _activate(block, layout, arrays, start, stop)
 
 
-def _read_fully(path: Path, file: BinaryIO, part: np.ndarray) -> None:
+def _read_fully(path: Path, file: FileIO, part: np.ndarray) -> None:
     view = memoryview(part.view(np.uint8)).cast("B")
     done = 0
     while done < len(view):
-        got = file.readinto(view[done:])  # type: ignore[attr-defined]
+        got = file.readinto(view[done:])
         if not got:
             raise FormatError(path, "got shorter while it was read")
         done += got
@@ -336,9 +343,8 @@ def _activate(block: np.ndarray, layout: _Layout, arrays: _Arrays, start: int, s
     with np.errstate(all="ignore"):
         logit = block[:, layout.opacity]
         squares = np.einsum("ij,ij->i", rotation, rotation)
-        # One sum is finite if all are; only a block in which it is not is looked at value by value.
-        total = np.add.reduce(block, axis=None)
-        if np.isfinite(total) and np.abs(scale).max() <= LOG_SCALE_LIMIT and squares.min() > 1e-24:
+        # Only a block in which anything is wrong (or an opacity infinite) is looked at value by value.
+        if is_finite(block) and np.abs(scale).max() <= LOG_SCALE_LIMIT and squares.min() > 1e-24:
             good[:] = True
         else:
             good[:] = ~np.isnan(logit) & np.isfinite(squares) & (squares > 1e-24)
@@ -364,46 +370,41 @@ def _to_cloud(path: Path, arrays: _Arrays, *, drop_invalid: bool) -> tuple[Gauss
     if dropped:
         refuse_damage(path, dropped, count, drop_invalid=drop_invalid)
         fields = tuple(field[arrays.good] for field in fields)
-    return GaussianCloud(*fields), dropped
+    return GaussianCloud.of_checked(*fields), dropped
 
 
-def _encoded_blocks(cloud: GaussianCloud, rest_count: int, width: int) -> Iterator[memoryview]:
-    """The rows of the file in order, made a few blocks ahead by threads."""
-    workers = worker_count()
-    rows = max(64, _BLOCK_BYTES // (4 * width))
-    starts = iter(range(0, len(cloud), rows))
-    order = np.arange(3 * cloud.sh_rest.shape[1]).reshape(-1, 3).T.ravel()
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[Future[np.ndarray]] = deque()
-        while True:
-            while len(pending) < 3 * workers and (start := next(starts, None)) is not None:
-                pending.append(pool.submit(_encode, cloud, start, start + rows, rest_count, order))
-            if not pending:
-                return
-            yield memoryview(pending.popleft().result()).cast("B")
+def _write_run(
+    path: Path, offset: int, cloud: GaussianCloud, rest_count: int, span: tuple[int, int], rows: int
+) -> None:
+    """Write Gaussians span[0]..span[1] into their place of a file that exists."""
+    width = _PLAIN_WIDTH + 3 * rest_count
+    table = np.zeros((min(rows, span[1] - span[0]), width), "<f4")  # normals, and coefficients that there are none of
+    with path.open("r+b", buffering=0) as file:
+        file.seek(offset + 4 * width * span[0])
+        for start in range(span[0], span[1], len(table)):
+            block = table[: min(start + len(table), span[1]) - start]
+            _encode(cloud, start, block)
+            _write_fully(file, memoryview(block).cast("B"))
 
 
-def _encode(cloud: GaussianCloud, start: int, stop: int, rest_count: int, order: np.ndarray) -> np.ndarray:
-    """Rows [M, 17 + 3 K] of the file: position, normal (zero), colour, rest, opacity, scale, rotation."""
-    part = slice(start, stop)
-    positions = cloud.positions_m[part]
-    rest = cloud.sh_rest[part].reshape(len(positions), -1)
-    rows = np.empty((len(positions), 17 + 3 * rest_count), "<f4")
-    rows[:, :3] = positions
-    rows[:, 3:6] = 0
+def _write_fully(file: FileIO, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        done += file.write(view[done:])
+
+
+def _encode(cloud: GaussianCloud, start: int, rows: np.ndarray) -> None:
+    """Fill rows [M, 17 + 3 K] of the file: position, normal (zero), colour, rest, opacity, scale, rotation."""
+    part = slice(start, start + len(rows))
+    rows[:, :3] = cloud.positions_m[part]
     rows[:, 6:9] = cloud.sh_dc[part]
-    own = rest.shape[1] // 3
-    if own == rest_count and own:
-        rows[:, 9:-8] = np.take(rest, order, axis=1, mode="clip")
-    else:
-        rows[:, 9:-8] = 0
-        for channel in range(3):
-            begin = 9 + channel * rest_count
-            rows[:, begin : begin + own] = rest[:, channel::3]
+    rest = cloud.sh_rest[part]
+    rest_count = (rows.shape[1] - _PLAIN_WIDTH) // 3
+    for channel in range(3):
+        begin = 9 + channel * rest_count
+        rows[:, begin : begin + rest.shape[1]] = rest[:, :, channel]
     with np.errstate(all="ignore"):
-        opacity = cloud.opacities[part].astype(np.float64)
-        logit = np.log(opacity) - np.log1p(-opacity)
-        rows[:, -8] = np.clip(logit, _LOGIT_MIN, _LOGIT_MAX)
+        opacity = cloud.opacities[part]
+        rows[:, -8] = np.clip(np.log(opacity / (1 - opacity)), _LOGIT_MIN, _LOGIT_MAX)
         rows[:, -7:-4] = np.log(cloud.scales_m[part])
     rows[:, -4:] = cloud.rotations_wxyz[part]
-    return rows
