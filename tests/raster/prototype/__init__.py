@@ -1,0 +1,1 @@
+"""The first experiments, kept to compare speeds with."""
