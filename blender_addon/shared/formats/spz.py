@@ -209,23 +209,23 @@ def _read_gzip(path: Path, data: bytes) -> _Read:
     _check_header(path, header, len(data))
     sizes = header.sizes()
     expected = sum(sizes)
-    room = _MAX_EXTENSION_BYTES if flags & _HAS_EXTENSIONS else 0
-    payload = _inflate(path, inflate, inflate.unconsumed_tail, expected + room + 1)
-    if len(payload) < expected and not inflate.eof:
-        raise FormatError(path, f"the gzip stream is cut short, {len(payload)} of {expected} bytes came out of it")
+    payload = _inflate(path, inflate, inflate.unconsumed_tail, expected + _MAX_EXTENSION_BYTES + 1)
     require_bytes(path, len(payload), count, expected // count)
     rest = payload[expected:]
-    notes: list[str] = []
-    if not inflate.eof:
+    if len(rest) > _MAX_EXTENSION_BYTES:
         raise FormatError(path, f"more is packed in it than the {count} Gaussians that it announces")
-    if not room and rest:
+    if not inflate.eof:
+        raise FormatError(path, "the gzip stream is cut short before its checksum")
+    notes: list[str] = []
+    has_extensions = bool(flags & _HAS_EXTENSIONS)
+    if rest and not has_extensions:
         notes.append(f"{len(rest)} bytes after the last Gaussian were ignored")
     if inflate.unused_data:
         notes.append(f"{len(inflate.unused_data)} bytes after the packed stream were ignored")
     ends = np.cumsum((0, *sizes))
     view = memoryview(payload)
     streams = [view[start:end] for start, end in zip(ends[:-1], ends[1:], strict=True)]
-    return header, streams, _split_extensions(path, rest) if room else [], notes
+    return header, streams, _split_extensions(path, rest) if has_extensions else [], notes
 
 
 def _inflate(path: Path, inflate: Any, data: bytes, limit: int) -> bytes:
