@@ -14,10 +14,11 @@ from PIL import Image
 
 from backend.context import TerminalSink
 from backend.errors import DONE, UserError
+from backend.formats import FORMATS
 from backend.preview import draw_view, photo_actions
 from backend.splats.deform import pose_avatar
 from blender_addon.shared.avatar import Avatar, BundleError, read_bundle
-from blender_addon.shared.formats.ply import read_ply
+from blender_addon.shared.formats import read_splats
 from blender_addon.shared.gaussians import GaussianCloud
 
 MAX_SIDE_PX = 8192
@@ -96,7 +97,9 @@ def _bounds(cloud: GaussianCloud) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_source(source: Path) -> tuple[GaussianCloud, Avatar | None]:
-    """The cloud of a bundle folder or a .ply file, and the avatar where it has one.
+    """The cloud of a bundle folder or of any splat file, and the avatar where it has one.
+
+    What a file's reader has to say besides goes to standard error.
 
     Raises:
         UserError: If it cannot be read.
@@ -104,11 +107,14 @@ def read_source(source: Path) -> tuple[GaussianCloud, Avatar | None]:
     try:
         if source.is_dir():
             return read_bundle(source)
-        return read_ply(source), None
+        result = read_splats(source, formats=FORMATS, drop_invalid=True)
+        for note in result.notes:
+            print(f"{source.name}: {note}", file=sys.stderr)
+        return result.cloud, None
     except BundleError as error:
         raise UserError(str(error)) from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{source} cannot be read ({error}); give the folder of an avatar or a splat .ply") from error
+        raise UserError(f"{source} cannot be read ({error}); give the folder of an avatar or a splat file") from error
 
 
 def parse_controls(controls: Mapping[str, str], avatar: Avatar) -> dict[str, float]:

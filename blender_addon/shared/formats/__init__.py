@@ -18,7 +18,9 @@ from typing import Protocol
 from ..axes import axes_to_body_cloud, body_to_axes_cloud
 from ..gaussians import GaussianCloud
 from .common import Axes, ColourSpace, FormatError, ReadResult
+from .compressed_ply import is_compressed_ply, read_compressed_ply, write_compressed_ply
 from .ply import is_ply, read_ply, write_ply_y_down
+from .splat import read_splat, write_splat
 from .spz import is_spz, read_spz, write_spz
 
 __all__ = [
@@ -73,8 +75,22 @@ class SplatFormat:
     write: Writer | None
 
 
+def _by_name_only(head: bytes) -> bool:
+    """For a format whose files have no mark of their own."""
+    return False
+
+
 SHARED_FORMATS: tuple[SplatFormat, ...] = (
+    SplatFormat(
+        "compressed ply",
+        (".compressed.ply",),
+        "y_down",
+        is_compressed_ply,
+        read_compressed_ply,
+        write_compressed_ply,
+    ),
     SplatFormat("ply", (".ply",), "y_down", is_ply, read_ply, write_ply_y_down),
+    SplatFormat("splat", (".splat",), "y_down", _by_name_only, read_splat, write_splat),
     SplatFormat("spz", (".spz",), "y_up", is_spz, read_spz, write_spz),
 )
 """In the order in which files are sniffed: a narrower format before the wider one that it looks like."""

@@ -200,11 +200,6 @@ def limit_degree(cloud: GaussianCloud, degree: int) -> tuple[GaussianCloud, tupl
     return replace(cloud, sh_rest=kept), (note,) if lost else ()
 
 
-def worker_count() -> int:
-    """Threads for reading and writing: as many as cores, up to where memory is what is waited for."""
-    return max(1, min(8, os.cpu_count() or 1))
-
-
 def reserve(file: BinaryIO, size: int) -> None:
     """Reserve the bytes that a file will have, where the system can: a full disk shows now, and ext4 writes 4 x faster.
 

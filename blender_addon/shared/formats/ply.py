@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,6 +27,7 @@ import numpy as np
 
 from ..gaussians import SH_REST_COUNTS, GaussianCloud, is_finite
 from ..limits import OPACITY_LOGIT_MAX
+from .blocks import CloudArrays, in_runs, read_fully, write_fully
 from .common import (
     LOG_SCALE_LIMIT,
     Axes,
@@ -36,15 +35,12 @@ from .common import (
     ReadResult,
     atomic_file,
     dropped_notes,
-    refuse_damage,
     require_bytes,
     require_count,
     reserve,
-    worker_count,
 )
 from .ply_header import PlyElement, PlyHeader, read_ply_header
 
-_BLOCK_BYTES = 1 << 19  # a block, its activated copy and the next one stay in a core's second-level cache
 _ASCII_ROWS = 4096
 _MAX_LINE_BYTES = 1 << 16
 _LOGIT_MAX = float(np.log(OPACITY_LOGIT_MAX / (1.0 - OPACITY_LOGIT_MAX)))  # 13.86: written for an opacity of 1
@@ -67,25 +63,6 @@ class _Layout:
     colour: np.ndarray
     rest: np.ndarray
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Arrays:
-    """What is filled block by block: the fields of the cloud, and which rows are good."""
-
-    positions: np.ndarray
-    scales: np.ndarray
-    rotations: np.ndarray
-    opacities: np.ndarray
-    sh_dc: np.ndarray
-    sh_rest: np.ndarray
-    good: np.ndarray
-
-    @classmethod
-    def empty(cls, count: int, rest_count: int) -> _Arrays:
-        """For `count` Gaussians with `rest_count` higher coefficients; called when the file is known to hold them."""
-        shapes = ((count, 3), (count, 3), (count, 4), (count,), (count, 3), (count, rest_count, 3))
-        return cls(*(np.empty(shape, np.float32) for shape in shapes), good=np.empty(count, bool))
 
 
 def is_ply(head: bytes) -> bool:
@@ -117,14 +94,14 @@ def read_ply(path: str | os.PathLike[str], *, drop_invalid: bool = False) -> Rea
     if header.order:
         offset = header.offset_of(path, index)
         require_bytes(path, size - offset, vertex.count, dtype.itemsize)
-        arrays = _Arrays.empty(vertex.count, len(layout.rest) // 3)
+        arrays = CloudArrays.empty(vertex.count, len(layout.rest) // 3)
         _read_binary(path, offset, dtype, layout, arrays)
     else:
         # A number takes a digit and a separator at least; the last line may lack its end.
         require_bytes(path, size - header.data_offset + 1, vertex.count, 2 * max(1, len(vertex.properties)))
-        arrays = _Arrays.empty(vertex.count, len(layout.rest) // 3)
+        arrays = CloudArrays.empty(vertex.count, len(layout.rest) // 3)
         _read_ascii(path, header, index, layout, arrays)
-    cloud, dropped = _to_cloud(path, arrays, drop_invalid=drop_invalid)
+    cloud, dropped = arrays.to_cloud(path, drop_invalid=drop_invalid)
     axes, axes_notes = _axes_of(header)
     notes = (*layout.notes, *_leftovers(path, header, index, size), *axes_notes, *dropped_notes(dropped))
     return ReadResult(cloud, axes, dropped=dropped, notes=notes)
@@ -164,7 +141,7 @@ def write_ply(
         file.write(head)
         file.flush()
         part = Path(file.name)
-        _in_runs(len(cloud), 4 * len(names), partial(_write_run, part, len(head), cloud, rest_count))
+        in_runs(len(cloud), 4 * len(names), partial(_write_run, part, len(head), cloud, rest_count))
     return ()
 
 
@@ -238,20 +215,9 @@ def _leftovers(path: Path, header: PlyHeader, index: int, size: int) -> tuple[st
     return notes
 
 
-def _read_binary(path: Path, offset: int, dtype: np.dtype[np.void], layout: _Layout, arrays: _Arrays) -> None:
+def _read_binary(path: Path, offset: int, dtype: np.dtype[np.void], layout: _Layout, arrays: CloudArrays) -> None:
     """Fill the arrays from a table of fixed rows, a few threads each with a run of rows and a handle of its own."""
-    _in_runs(len(arrays.good), dtype.itemsize, partial(_read_run, path, offset, dtype, layout, arrays))
-
-
-def _in_runs(count: int, stride: int, work: Callable[[tuple[int, int], int], None]) -> None:
-    """Call `work(span, rows a block)` for runs that together are `count` rows of `stride` bytes, in a few threads."""
-    workers = worker_count()
-    rows = max(64, _BLOCK_BYTES // stride)
-    run = max(rows, -(-count // (4 * workers)))
-    with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(work, (start, min(start + run, count)), rows) for start in range(0, count, run)]
-        for job in jobs:
-            job.result()
+    in_runs(len(arrays.good), dtype.itemsize, partial(_read_run, path, offset, dtype, layout, arrays))
 
 
 def _read_run(
@@ -259,7 +225,7 @@ def _read_run(
     offset: int,
     dtype: np.dtype[np.void],
     layout: _Layout,
-    arrays: _Arrays,
+    arrays: CloudArrays,
     span: tuple[int, int],
     rows: int,
 ) -> None:
@@ -272,7 +238,7 @@ def _read_run(
         for start in range(span[0], span[1], len(buffer)):
             stop = min(start + len(buffer), span[1])
             part = buffer[: stop - start]
-            _read_fully(path, file, part)
+            read_fully(path, file, part)
             if plain:
                 block = part.view(np.float32).reshape(len(part), -1)
             else:
@@ -283,17 +249,7 @@ def _read_run(
             _activate(block, layout, arrays, start, stop)
 
 
-def _read_fully(path: Path, file: FileIO, part: np.ndarray) -> None:
-    view = memoryview(part.view(np.uint8)).cast("B")
-    done = 0
-    while done < len(view):
-        got = file.readinto(view[done:])
-        if not got:
-            raise FormatError(path, "got shorter while it was read")
-        done += got
-
-
-def _read_ascii(path: Path, header: PlyHeader, index: int, layout: _Layout, arrays: _Arrays) -> None:
+def _read_ascii(path: Path, header: PlyHeader, index: int, layout: _Layout, arrays: CloudArrays) -> None:
     """Fill the arrays from text; every row of every element is one line."""
     vertex = header.elements[index]
     skip = sum(e.count for e in header.elements[:index])
@@ -331,7 +287,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
             yield text
 
 
-def _activate(block: np.ndarray, layout: _Layout, arrays: _Arrays, start: int, stop: int) -> None:
+def _activate(block: np.ndarray, layout: _Layout, arrays: CloudArrays, start: int, stop: int) -> None:
     """Turn rows [M, P] of the file into Gaussians start..stop, and judge which of them are good."""
     rest = arrays.sh_rest[start:stop].reshape(stop - start, -1)
     position, scale, rotation = arrays.positions[start:stop], arrays.scales[start:stop], arrays.rotations[start:stop]
@@ -363,16 +319,6 @@ def _activate(block: np.ndarray, layout: _Layout, arrays: _Arrays, start: int, s
         opacity[logit <= _LOGIT_MIN + 1e-4] = 0.0
 
 
-def _to_cloud(path: Path, arrays: _Arrays, *, drop_invalid: bool) -> tuple[GaussianCloud, int]:
-    fields = (arrays.positions, arrays.scales, arrays.rotations, arrays.opacities, arrays.sh_dc, arrays.sh_rest)
-    count = len(arrays.good)
-    dropped = count - int(np.count_nonzero(arrays.good))
-    if dropped:
-        refuse_damage(path, dropped, count, drop_invalid=drop_invalid)
-        fields = tuple(field[arrays.good] for field in fields)
-    return GaussianCloud.of_checked(*fields), dropped
-
-
 def _write_run(
     path: Path, offset: int, cloud: GaussianCloud, rest_count: int, span: tuple[int, int], rows: int
 ) -> None:
@@ -384,13 +330,7 @@ def _write_run(
         for start in range(span[0], span[1], len(table)):
             block = table[: min(start + len(table), span[1]) - start]
             _encode(cloud, start, block)
-            _write_fully(file, memoryview(block).cast("B"))
-
-
-def _write_fully(file: FileIO, view: memoryview) -> None:
-    done = 0
-    while done < len(view):
-        done += file.write(view[done:])
+            write_fully(file, memoryview(block).cast("B"))
 
 
 def _encode(cloud: GaussianCloud, start: int, rows: np.ndarray) -> None:
