@@ -300,7 +300,8 @@ def _activate(block: np.ndarray, layout: _Layout, arrays: CloudArrays, start: in
         logit = block[:, layout.opacity]
         squares = np.einsum("ij,ij->i", rotation, rotation)
         # Only a block in which anything is wrong (or an opacity infinite) is looked at value by value.
-        if is_finite(block) and np.abs(scale).max() <= LOG_SCALE_LIMIT and squares.min() > 1e-24:
+        turns = squares.min() > 1e-24 and np.isfinite(squares.max())  # finite numbers may have an infinite square
+        if is_finite(block) and np.abs(scale).max() <= LOG_SCALE_LIMIT and turns:
             good[:] = True
         else:
             good[:] = ~np.isnan(logit) & np.isfinite(squares) & (squares > 1e-24)
