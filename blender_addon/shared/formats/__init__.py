@@ -19,6 +19,7 @@ from ..axes import axes_to_body_cloud, body_to_axes_cloud
 from ..gaussians import GaussianCloud
 from .common import Axes, ColourSpace, FormatError, ReadResult
 from .compressed_ply import is_compressed_ply, read_compressed_ply, write_compressed_ply
+from .gltf import is_gltf, read_gltf, write_gltf
 from .ply import is_ply, read_ply, write_ply_y_down
 from .splat import read_splat, write_splat
 from .spz import is_spz, read_spz, write_spz
@@ -90,6 +91,7 @@ SHARED_FORMATS: tuple[SplatFormat, ...] = (
         write_compressed_ply,
     ),
     SplatFormat("ply", (".ply",), "y_down", is_ply, read_ply, write_ply_y_down),
+    SplatFormat("gltf", (".glb", ".gltf"), "y_up", is_gltf, read_gltf, write_gltf),
     SplatFormat("splat", (".splat",), "y_down", _by_name_only, read_splat, write_splat),
     SplatFormat("spz", (".spz",), "y_up", is_spz, read_spz, write_spz),
 )
