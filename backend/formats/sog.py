@@ -106,14 +106,14 @@ def _folder_loader(path: Path) -> tuple[_Load, int]:
 
     def load(name: str) -> bytes:
         source = path if name == "meta.json" else folder / name
+        limit = _MAX_META_BYTES if source is path else _MAX_PICTURE_BYTES
         try:
-            with source.open("rb") as file:
-                content = file.read(_MAX_PICTURE_BYTES + 1)
+            size = source.stat().st_size  # asked first: reading up to a limit would set that much memory aside
+            if size > limit:
+                raise FormatError(path, f"{name[:40]} has {size} bytes, more than {limit} are not read")
+            return source.read_bytes()
         except FileNotFoundError:
             raise FormatError(path, f"{name[:40]} is not beside it") from None
-        if len(content) > _MAX_PICTURE_BYTES:
-            raise FormatError(path, f"{name[:40]} is larger than {_MAX_PICTURE_BYTES} bytes")
-        return content
 
     return load, total
 
