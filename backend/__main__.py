@@ -57,12 +57,18 @@ def build_parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("convert", help="turn a splat file into another format, and say what was lost")
     convert.add_argument("source", type=Path, metavar="IN", help="any splat file, or the folder of an avatar")
-    convert.add_argument("target", type=Path, metavar="OUT", help=".ply, .compressed.ply, .spz, .splat, .glb or .gltf")
+    convert.add_argument("target", type=Path, metavar="OUT", help=".ply, .compressed.ply, .spz, .splat or .glb")
     convert.add_argument("--degree", type=int, choices=range(5), help="spherical harmonics of OUT")
     convert.add_argument("--axes", choices=AXES, help="of OUT, where its format leaves them open (.ply, .splat)")
     convert.add_argument("--from-axes", choices=AXES, help="of IN, where they are not what its format says")
     convert.add_argument("--spz-version", type=int, choices=(3, 4), default=3, help="4 is smaller and newer")
     convert.add_argument("--drop-invalid", action="store_true", help="leave damaged Gaussians out")
+
+    serve = commands.add_parser("serve", help="do jobs for Blender over standard input and output")
+    serve.add_argument("--jobs", type=Path, required=True, metavar="DIR", help="folder of the job folders")
+    serve.add_argument("--keep-days", type=float, metavar="N", help="remove finished jobs that are older")
+    serve.add_argument("--keep-gb", type=float, default=20.0, metavar="N", help="and the oldest beyond this size")
+    serve.add_argument("--offline", action="store_true", help="refuse every connection")
 
     doctor = commands.add_parser("doctor", help="say what works on this machine")
     doctor.add_argument("--json", action="store_true", help="for programs")
@@ -113,6 +119,11 @@ def _run(options: argparse.Namespace) -> int:
         from backend.convert import convert
 
         return convert(options)
+    if options.command == "serve":
+        from backend.serve import ServeOptions, serve
+
+        keep_bytes = int(options.keep_gb * 1e9)
+        return serve(ServeOptions(options.jobs, options.keep_days, keep_bytes, options.offline))
     from backend.doctor import doctor
 
     return doctor(options.json)

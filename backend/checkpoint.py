@@ -12,13 +12,14 @@ import dataclasses
 import enum
 import importlib
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
+
+from backend.files import whole_file
 
 PACKAGES = ("backend", "blender_addon")
 
@@ -35,12 +36,8 @@ def save(path: Path, value: object) -> None:
     """
     arrays: dict[str, np.ndarray] = {}
     tree = json.dumps(_flatten(value, "value", arrays))
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("wb") as file:
+    with whole_file(path) as file:
         np.savez(file, tree=np.array(tree), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
 
 
 def load(path: Path, packages: tuple[str, ...] = PACKAGES) -> Any:

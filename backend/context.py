@@ -14,6 +14,7 @@ from typing import Protocol, TextIO
 import numpy as np
 
 from backend.errors import Cancelled
+from backend.step_checkpoints import Keeper, NoKeeper
 
 
 class Sink(Protocol):
@@ -27,6 +28,10 @@ class Sink(Protocol):
         """Show a picture, uint8 [H, W, 3]."""
         ...
 
+    def warning(self, code: str, text: str) -> None:
+        """Say something that people should know while the job goes on."""
+        ...
+
 
 class QuietSink:
     """Drops everything."""
@@ -35,6 +40,9 @@ class QuietSink:
         """Ignore."""
 
     def preview(self, image: np.ndarray) -> None:
+        """Ignore."""
+
+    def warning(self, code: str, text: str) -> None:
         """Ignore."""
 
 
@@ -70,6 +78,9 @@ class TerminalSink:
     def preview(self, image: np.ndarray) -> None:
         """A terminal shows no pictures."""
 
+    def warning(self, code: str, text: str) -> None:
+        """A terminal shows the warnings together, when the job is done."""
+
     def close(self) -> None:
         """End the current line."""
         if self._live and self._stage:
@@ -92,6 +103,9 @@ class Context:
         seed: Seed of every random generator of the job.
         sink: Where progress and previews go.
         cancel_event: Set from another thread or a signal handler to stop the job.
+        checkpoint: Where a long loop keeps its state; see `Keeper`.
+        economy: How often memory ran out in this stage: 0 for full size; a stage that declares economies works on
+            smaller pieces for every further one.
         share: (stage, first, last, total): when set, inner progress is shown as this part of that stage.
     """
 
@@ -100,6 +114,8 @@ class Context:
     seed: int = 0
     sink: Sink = field(default_factory=QuietSink)
     cancel_event: threading.Event = field(default_factory=threading.Event)
+    checkpoint: Keeper = field(default_factory=NoKeeper)
+    economy: int = 0
     share: tuple[str, float, float, float] | None = None
 
     @classmethod
@@ -131,6 +147,10 @@ class Context:
     def preview(self, image: np.ndarray) -> None:
         """Show an intermediate picture, uint8 [H, W, 3] RGB."""
         self.sink.preview(image)
+
+    def warn(self, text: str, code: str = "NOTE") -> None:
+        """Say something that people should know while the job goes on, in one line."""
+        self.sink.warning(code, " ".join(text.split()))
 
     def raise_if_cancelled(self) -> None:
         """Stop the job if the user asked for it; call it in every long loop.

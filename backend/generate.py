@@ -1,4 +1,4 @@
-"""`generate`: one job from the command line, with its folder, log, progress and errors."""
+"""One job with its folder, log, progress and errors: `generate` on the command line, `perform` for all."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -19,7 +21,7 @@ import numpy as np
 
 from backend import jobs
 from backend.context import Context, Sink, TerminalSink
-from backend.errors import DONE, FAILED, INSTALL, MODEL_MISSING, Cancelled, UserError, missing_package
+from backend.errors import DONE, FAILED, Cancelled, Failure, UserError, failure_of
 from backend.perception.photo import Photo, read_photo
 from backend.pipeline import Run, Stage, check_chain
 from backend.pipeline import run as run_stages
@@ -32,7 +34,7 @@ GIVEN: tuple[str, ...] = ("photo", "request", "folder")
 class _Both:
     """Progress for people and for the log."""
 
-    def __init__(self, *sinks: TerminalSink) -> None:
+    def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
 
     def progress(self, stage: str, done: float, total: float, note: str) -> None:
@@ -43,9 +45,9 @@ class _Both:
         for sink in self._sinks:
             sink.preview(image)
 
-    def close(self) -> None:
+    def warning(self, code: str, text: str) -> None:
         for sink in self._sinks:
-            sink.close()
+            sink.warning(code, text)
 
 
 def stages_of(method: str, request: BodyRequest) -> Sequence[Stage]:
@@ -65,8 +67,55 @@ def stages_of(method: str, request: BodyRequest) -> Sequence[Stage]:
     return stages
 
 
+@dataclass(frozen=True)
+class Order:
+    """What is asked for.
+
+    Attributes:
+        method: Method id.
+        request: Its parameters, checked.
+        image: The photo.
+        out: Folder of the result.
+        resume: Take over what an interrupted run of the same job left.
+        log: Where the log of a job that fails or stops is kept; None: beside an earlier result, else in the system's
+            temporary folder.
+    """
+
+    method: str
+    request: BodyRequest
+    image: Path
+    out: Path
+    resume: bool = False
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A published result.
+
+    Attributes:
+        folder: Where it lies.
+        warnings: Lines for people.
+        already: It was there before; nothing ran.
+    """
+
+    folder: Path
+    warnings: tuple[str, ...] = ()
+    already: bool = False
+
+
+class JobFailedError(Exception):
+    """A job that could not be done, with what to say about it and where its log is."""
+
+    def __init__(self, failure: Failure, log: Path | None) -> None:
+        """Keep both."""
+        self.failure = failure
+        self.log = log
+        super().__init__(failure.text)
+
+
 def generate(method: str, image: Path, out: Path, settings: Mapping[str, str], resume: bool) -> int:
-    """Run one job and publish its folder.
+    """Run one job from the command line and publish its folder.
 
     Args:
         method: Method id.
@@ -85,87 +134,149 @@ def generate(method: str, image: Path, out: Path, settings: Mapping[str, str], r
         request = request_from_settings(method, settings)
     except ValueError as error:
         raise UserError(str(error)) from error
-    photo = read_photo(image)
-    wanted = jobs.identity(method, request_to_json(request), photo)
-    if resume and jobs.is_finished(out, wanted):
-        print(f"{out} holds this result already")
-        return DONE
-    job = jobs.begin(out, wanted, resume)
     began = time.perf_counter()
+    terminal = TerminalSink(sys.stdout)
     try:
-        with jobs.disk_errors(out):
-            device = "cpu"  # the portable rasteriser is the only one so far
-            run = _work(method, request, photo, job, device)
-            folder = jobs.publish(job, run, photo, device, time.perf_counter() - began)
+        finished = perform(Order(method, request, image, out, resume), terminal, threading.Event())
     except (KeyboardInterrupt, Cancelled):
-        jobs.release(job)
         print("error: interrupted; the same command with --resume goes on", file=sys.stderr)
         return FAILED
-    except UserError:
-        jobs.discard(job)
-        raise
-    except MemoryError:
-        jobs.discard(job)
-        raise UserError("the memory is full; close other programs or use --preset fast", FAILED) from None
-    except Exception as error:  # the command's outermost border: whatever it is, people get one line and a log
-        if package := missing_package(error):
-            jobs.discard(job)
-            raise UserError(f"{package} is not installed; {INSTALL}", MODEL_MISSING) from error
-        log = _save_log(job)
-        jobs.discard(job)
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        print(f"error: the job failed ({reason}); please report it with {log}", file=sys.stderr)
-        return FAILED
-    for line in dict.fromkeys([*photo.warnings, *run.warnings]):
+    except JobFailedError as error:
+        failure = error.failure
+        hint = f"; {failure.hint}" if failure.hint else ""
+        log = f" {error.log}" if failure.defect and error.log else ""
+        print(f"error: {failure.text}{hint}{log}", file=sys.stderr)
+        return failure.code
+    finally:
+        terminal.close()
+    if finished.already:
+        print(f"{out} holds this result already")
+        return DONE
+    for line in finished.warnings:
         print(f"note: {line}")
-    print(f"{folder}: done in {time.perf_counter() - began:.1f} s")
+    print(f"{finished.folder}: done in {time.perf_counter() - began:.1f} s")
     return DONE
 
 
-def _work(method: str, request: BodyRequest, photo: Photo, job: jobs.Job, device: str) -> Run:
-    with _log_stderr(job.log) as log:
-        print(f"{method} {dict(job.identity)} photo {photo.path.name} {photo.original_size}", file=log, flush=True)
-        sink = _Both(TerminalSink(sys.stdout), TerminalSink(log))
+def perform(order: Order, sink: Sink, cancel_event: threading.Event, capture_stdout: bool = False) -> Finished:
+    """Run one job: what the command line and `serve` share.
+
+    Args:
+        order: What is asked for.
+        sink: Where progress, previews and warnings go.
+        cancel_event: Set from another thread to stop the job.
+        capture_stdout: Send what libraries print on stdout to the log too.
+
+    Returns:
+        The published result.
+
+    Raises:
+        JobFailedError: If the job could not be done; nothing half-written is left.
+        Cancelled: If it was cancelled; its checkpoints stay for a resume.
+        KeyboardInterrupt: As `Cancelled`.
+    """
+    device = "cpu"  # the portable rasteriser is the only one so far
+    began = time.perf_counter()
+    try:
+        photo = _read_photo(order.image)
+        wanted = jobs.identity(order.method, request_to_json(order.request), photo)
+        if order.resume and jobs.is_finished(order.out, wanted):
+            return Finished(order.out, already=True)
+        job = jobs.begin(order.out, wanted, order.resume)
+    except UserError as error:
+        raise JobFailedError(failure_of(error), None) from error
+    try:
+        with jobs.disk_errors(order.out):
+            run = _work(order, photo, job, device, sink, cancel_event, capture_stdout)
+            if cancel_event.is_set():
+                raise Cancelled("cancelled")
+            folder = jobs.publish(job, run, photo, device, time.perf_counter() - began)
+    except (KeyboardInterrupt, Cancelled):
+        _try_save_log(job, order.log)
+        jobs.release(job)
+        raise
+    except Exception as error:  # the outermost border of a job: whatever it is, people get one line and a log
+        failure = failure_of(error)
+        keep_log = failure.defect or order.log is not None
+        log = _try_save_log(job, order.log or _place_of_log(job)) if keep_log else None
+        jobs.discard(job)
+        raise JobFailedError(failure, log) from error
+    return Finished(folder, tuple(dict.fromkeys([*photo.warnings, *run.warnings])))
+
+
+def _read_photo(path: Path) -> Photo:
+    try:
+        return read_photo(path)
+    except UserError as error:
+        raise UserError(error.message, error.code, "BAD_IMAGE") from error
+
+
+def _work(
+    order: Order,
+    photo: Photo,
+    job: jobs.Job,
+    device: str,
+    sink: Sink,
+    cancel_event: threading.Event,
+    capture_stdout: bool,
+) -> Run:
+    with _log_output(job.log, capture_stdout) as log:
+        print(
+            f"{order.method} {dict(job.identity)} photo {photo.path.name} {photo.original_size}", file=log, flush=True
+        )
+        both = _Both(sink, TerminalSink(log))
         try:
             shutil.copyfile(photo.path, job.work / f"input.{photo.format}")
-            stages = stages_of(method, request)
-            context = _context(request, job, device, sink)
-            given = dict(zip(GIVEN, (photo, request, job.work), strict=True))
+            for line in photo.warnings:
+                both.warning("NOTE", line)
+            stages = stages_of(order.method, order.request)
+            context = Context(job.scratch, device, order.request.seed, both, cancel_event)
+            given = dict(zip(GIVEN, (photo, order.request, job.work), strict=True))
             return run_stages(stages, given, context, job.checkpoints)
         except Exception:
             traceback.print_exc(file=log)
             raise
-        finally:
-            sink.close()
-
-
-def _context(request: BodyRequest, job: jobs.Job, device: str, sink: Sink) -> Context:
-    return Context(scratch=job.scratch, device=device, seed=request.seed, sink=sink)
 
 
 @contextlib.contextmanager
-def _log_stderr(path: Path) -> Iterator[TextIO]:
-    """Send what libraries print on stderr to the log, also from native code, so that people see only our own lines."""
+def _log_output(path: Path, stdout_too: bool) -> Iterator[TextIO]:
+    """Send what libraries print to the log, also from native code, so that people see only our own lines."""
+    numbers = (1, 2) if stdout_too else (2,)
+    sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(2)
+    had_faulthandler = faulthandler.is_enabled()
+    kept = [os.dup(number) for number in numbers]
     with path.open("a", encoding="utf-8", errors="backslashreplace") as log:
-        os.dup2(log.fileno(), 2)
+        for number in numbers:
+            os.dup2(log.fileno(), number)
         faulthandler.enable(log)
         try:
             yield log
         finally:
+            sys.stdout.flush()
             sys.stderr.flush()
             faulthandler.disable()
-            os.dup2(kept, 2)
-            os.close(kept)
+            for number, copy in zip(numbers, kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+            if had_faulthandler:
+                faulthandler.enable()
 
 
-def _save_log(job: jobs.Job) -> Path:
-    """Move the log to where it can stay: the result folder if there is one, else the system's temporary folder."""
+def _place_of_log(job: jobs.Job) -> Path:
+    """Where a log can stay: in an earlier result's folder if there is one, else in the system's temporary folder."""
     if job.final.is_dir():
-        target = job.final / jobs.LOG
-    else:
-        target = Path(tempfile.mkdtemp(prefix="effigy-failed-")) / jobs.LOG
-    with job.log.open("rb") as source, target.open("ab") as file:
-        shutil.copyfileobj(source, file)
+        return job.final / jobs.LOG
+    return Path(tempfile.mkdtemp(prefix="effigy-failed-")) / jobs.LOG
+
+
+def _try_save_log(job: jobs.Job, target: Path | None) -> Path | None:
+    """Append the job's log to `target`; a disk that is too full for it changes nothing about the failure."""
+    if target is None or not job.log.is_file():
+        return None
+    try:
+        with job.log.open("rb") as source, target.open("ab") as file:
+            shutil.copyfileobj(source, file)
+    except OSError:
+        return None
     return target

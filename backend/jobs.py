@@ -8,23 +8,30 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from backend import __version__
-from backend.errors import UserError
+from backend.errors import FAILED, NO_SPACE, UserError
+from backend.files import read_json, sync_file, sync_folder, write_json
 from backend.perception.photo import Photo
 from backend.pipeline import Run
 
 SCHEMA_VERSION = 1
 RESULT = "result.json"
 LOG = "log.txt"
+STATE = "state.json"
+NEEDED_BYTES = 300_000_000
+"""What a job may write before it is published: checkpoints, states of loops and the result, with half as much again."""
+
 _REQUEST = "request.json"
 _CHECKPOINTS = "checkpoints"
 _SCRATCH = "scratch"
 _LOCK = ".lock"
+_LOCKED_BYTE = 1 << 20  # far behind the text, which others can read while the byte is locked (Windows)
 
 
 @dataclass(frozen=True)
@@ -79,36 +86,38 @@ def is_finished(out: Path, wanted: Mapping[str, Any]) -> bool:
         return False
 
 
-def begin(out: Path, wanted: Mapping[str, Any], resume: bool) -> Job:
+def begin(out: Path, wanted: Mapping[str, Any], resume: bool, needed_bytes: int = NEEDED_BYTES) -> Job:
     """Make the folder to work in.
 
     Args:
         out: Where the result will go; files that lie there already stay, but for those that the result replaces.
         wanted: The job's `identity`.
         resume: Take over what an interrupted run of the same job left.
+        needed_bytes: Free space without which the job does not begin.
 
     Raises:
-        UserError: If the folder cannot be written, or another job is writing to it.
+        UserError: If the folder cannot be written, the disk is too full, or another job is writing to it.
     """
     out = Path(os.path.abspath(out))
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; give a folder with --out")
-    work = out / ".partial" if out.is_dir() else out.with_name(f".{out.name}.partial")
+    work = work_folder(out)
     parents: list[Path] = []
     above = work.parent
     while not above.exists():
         parents.append(above)
         above = above.parent
+    _check_space(above, needed_bytes)
     try:
         work.mkdir(parents=True, exist_ok=True)
-        lock = (work / _LOCK).open("a+b")
+        lock = _open_lock(work)
     except OSError as error:
         _remove_empty(parents)
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder with --out") from error
-    if not _try_lock(lock.fileno()):
-        lock.close()
-        raise UserError(f"another job is writing to {out}; wait for it or choose another folder with --out")
-    resumed = resume and _read_json(work / _REQUEST) == dict(wanted)
+    if lock is None:
+        owner = read_owner(work)
+        raise UserError(f"another job{owner} is writing to {out}; wait for it or choose another folder with --out")
+    resumed = resume and read_json(work / _REQUEST) == dict(wanted)
     job = Job(out, work, wanted, resumed, tuple(parents), lock)
     try:
         _prepare(job)
@@ -118,6 +127,65 @@ def begin(out: Path, wanted: Mapping[str, Any], resume: bool) -> Job:
     return job
 
 
+def work_folder(out: Path) -> Path:
+    """Where a job works whose result goes to `out`."""
+    return out / ".partial" if out.is_dir() else out.with_name(f".{out.name}.partial")
+
+
+def _check_space(folder: Path, needed_bytes: int) -> None:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return  # the folder itself is the trouble, which the next step says better
+    if free < needed_bytes:
+        raise UserError(
+            f"the disk of {folder} has {free / 1e6:.0f} MB free and the job needs up to {needed_bytes / 1e6:.0f} MB; "
+            "free some space or choose another folder with --out",
+            FAILED,
+            "DISK_FULL",
+        )
+
+
+def _open_lock(work: Path) -> IO[bytes] | None:
+    """The locked file, or None if another process has it; the system drops the lock when its owner ends."""
+    while True:
+        lock = (work / _LOCK).open("a+b")
+        if not _try_lock(lock.fileno()):
+            lock.close()
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if _is_same(lock, work / _LOCK):
+                lock.truncate(0)
+                lock.write(str(os.getpid()).encode())
+                lock.flush()
+                return lock
+        lock.close()  # its owner removed the folder between our opening and locking it
+        work.mkdir(parents=True, exist_ok=True)
+
+
+def _is_same(lock: IO[bytes], path: Path) -> bool:
+    return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+
+
+def read_owner(work: Path) -> str:
+    """Who works in a folder, for people: " (process 123)"; empty if that is not known."""
+    try:
+        text = (work / _LOCK).read_bytes()[:20].decode("ascii", errors="replace").strip()
+    except OSError:
+        return ""
+    return f" (process {text})" if text.isdigit() else ""
+
+
+def is_in_use(work: Path) -> bool:
+    """Whether a living process works in this folder."""
+    try:
+        lock = (work / _LOCK).open("r+b")
+    except OSError:
+        return False
+    with lock:
+        return not _try_lock(lock.fileno())
+
+
 def _prepare(job: Job) -> None:
     for item in job.work.iterdir():
         keep = {_LOCK, *((_REQUEST, _CHECKPOINTS, LOG) if job.resumed else ())}
@@ -125,7 +193,7 @@ def _prepare(job: Job) -> None:
             _remove(item)
     job.checkpoints.mkdir(exist_ok=True)
     job.scratch.mkdir()
-    _write_json(job.work / _REQUEST, job.identity)
+    write_json(job.work / _REQUEST, job.identity)
 
 
 def discard(job: Job) -> None:
@@ -155,11 +223,15 @@ def publish(job: Job, run: Run, photo: Photo, device: str, seconds: float) -> Pa
     """
     for name in (_CHECKPOINTS, _SCRATCH, _REQUEST):
         _remove(job.work / name)
+    for path in job.work.rglob("*"):
+        if path.is_file():
+            sync_file(path)
+    write_json(job.work / RESULT, describe(job, run, photo, device, seconds))
     job.lock.close()
     _remove(job.work / _LOCK)
-    _write_json(job.work / RESULT, describe(job, run, photo, device, seconds))
     if not job.final.exists():
         job.work.replace(job.final)
+        sync_folder(job.final.parent)
         return job.final
     # result.json goes first and comes last: a folder with one is complete.
     (job.final / RESULT).unlink(missing_ok=True)
@@ -169,6 +241,7 @@ def publish(job: Job, run: Run, photo: Photo, device: str, seconds: float) -> Pa
             _remove(target)
         item.replace(target)
     job.work.rmdir()
+    sync_folder(job.final)
     return job.final
 
 
@@ -198,7 +271,7 @@ def list_files(folder: Path) -> list[dict[str, Any]]:
     """Name relative to `folder`, bytes and sha256 of every file in it but result.json and the log, which may grow."""
     found = []
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name not in (RESULT, LOG):
+        if path.is_file() and path.name not in (RESULT, LOG, _LOCK):
             entry = {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size}
             found.append(entry | {"sha256": sha256(path)})
     return found
@@ -220,22 +293,18 @@ def disk_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise UserError(f"{out} cannot be written ({error.strerror}); free some space, try again", 1) from error
+        if error.errno in (*NO_SPACE, errno.EROFS):
+            line = f"{out} cannot be written ({error.strerror}); free some space, try again"
+            raise UserError(line, FAILED, "DISK_FULL") from error
         raise
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    unfinished.replace(path)
+def write_state(folder: Path, state: str, **more: str | int | float | bool) -> None:
+    """Say in a job's folder how the job stands: "running", "done", "failed", "cancelled".
 
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None  # no request, no resume
+    A folder that says "running" without a living process belongs to a job that was killed, and can be resumed.
+    """
+    write_json(folder / STATE, {"state": state, "pid": os.getpid(), "updated": time.time(), **more})
 
 
 def _remove(path: Path) -> None:
@@ -257,7 +326,7 @@ def _try_lock(descriptor: int) -> bool:
         if os.name == "nt":
             import msvcrt
 
-            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.lseek(descriptor, _LOCKED_BYTE, os.SEEK_SET)
             msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
         else:
             import fcntl

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from backend import checkpoint
 from backend.context import Context
-from backend.memory import peak_bytes, reset_peak
+from backend.memory import Shortage, peak_bytes, reset_peak, run_with_ladder
+from backend.step_checkpoints import NoKeeper, StepCheckpoints
+
+_TITLE = re.compile(r"\[(\d+)/(\d+)\] (.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Stage:
             tuple of values if it has several, None if it has none.
         keep: Store the values for a later resume. False for what is cheap to make again, or writes files.
         version: Counted up when the stage's result changes meaning, so that old checkpoints are not taken.
+        economies: What the stage does with less memory: one line for people per step of `Context.economy`, e.g.
+            "matched at 256 px". Tried in this order when memory runs out.
     """
 
     name: str
@@ -33,6 +39,7 @@ class Stage:
     run: Callable[..., Any]
     keep: bool = True
     version: int = 1
+    economies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,20 +148,54 @@ def run(stages: Sequence[Stage], given: Mapping[str, Any], context: Context, che
     resuming = checkpoints is not None
     for index, stage in enumerate(stages, start=1):
         context.raise_if_cancelled()
-        title = f"[{index}/{len(stages)}] {stage.name}"
+        title = stage_title(index, len(stages), stage.name)
+        steps = StepCheckpoints(checkpoints / f"{index:02d}-steps") if checkpoints else NoKeeper()
         path = checkpoints / f"{index:02d}.npz" if checkpoints and stage.keep else None
         kept = _take(path, stage) if resuming and path else None
         if kept is not None:
             produced, record = kept.values, kept.record
             context.progress(title, 1, 1, "kept from the earlier run")
+            _warn(record.warnings, context)
         else:
             resuming = resuming and not stage.keep  # a stage that stores nothing does not end the kept ones
-            produced, record = _run_stage(stage, values, context, title)
+            produced, record = _run_stage(stage, values, replace(context, checkpoint=steps), title)
+            context.raise_if_cancelled()
             if path:
                 checkpoint.save(path, Kept(stage.name, stage.version, produced, record))
+                if isinstance(steps, StepCheckpoints):
+                    steps.remove()
         values.update(zip(stage.provides, produced, strict=True))
         records.append(record)
     return Run(values, tuple(records))
+
+
+def stage_title(index: int, count: int, name: str) -> str:
+    """What people see of a stage: "[3/8] Fit the body"."""
+    return f"[{index}/{count}] {name}"
+
+
+def split_title(title: str) -> tuple[int, int, str]:
+    """The inverse of `stage_title`: index, count, name; zeros for any other text."""
+    found = _TITLE.fullmatch(title)
+    return (int(found[1]), int(found[2]), found[3]) if found else (0, 0, title)
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """One way to run a stage, and what is lost by it."""
+
+    economy: int
+    device: str
+    loss: str
+
+
+def _ladder(stage: Stage, device: str) -> list[_Rung]:
+    """Full size, the stage's own economies, and at last the processor's memory instead of the device's."""
+    rungs = [_Rung(0, device, "")]
+    rungs += [_Rung(step, device, loss) for step, loss in enumerate(stage.economies, start=1)]
+    if device != "cpu":
+        rungs.append(_Rung(len(stage.economies), "cpu", "moved to the processor, which is slower"))
+    return rungs
 
 
 def _run_stage(
@@ -163,11 +204,26 @@ def _run_stage(
     context.progress(title, 0, 100)
     reset_peak()
     began = time.perf_counter()
-    result = stage.run(*(values[name] for name in stage.needs), context.part(title, 0, 100, 100))
-    produced = _as_tuple(stage, result)
+    losses: list[str] = []
+
+    def attempt(rung: _Rung) -> tuple[Any, ...]:
+        inner = replace(context, economy=rung.economy, device=rung.device).part(title, 0, 100, 100)
+        return _as_tuple(stage, stage.run(*(values[name] for name in stage.needs), inner))
+
+    def step_down(rung: _Rung, shortage: Shortage) -> None:
+        losses[:] = [f"{stage.name}: {rung.loss}, because memory was short ({shortage})"]
+        context.warn(losses[0], "MEMORY")
+
+    produced = run_with_ladder(attempt, _ladder(stage, context.device), step_down)
     context.progress(title, 100, 100)
     found = [line for value in produced for line in getattr(value, "warnings", ())]
-    return produced, StageRecord(stage.name, time.perf_counter() - began, peak_bytes(), warnings=tuple(found))
+    _warn(found, context)
+    return produced, StageRecord(stage.name, time.perf_counter() - began, peak_bytes(), warnings=(*losses, *found))
+
+
+def _warn(lines: Sequence[str], context: Context) -> None:
+    for line in lines:
+        context.warn(line)
 
 
 def _as_tuple(stage: Stage, result: Any) -> tuple[Any, ...]:

@@ -29,6 +29,9 @@ class Recorder:
     def preview(self, image: np.ndarray) -> None:
         self.lines.append(("preview", *image.shape[:2], ""))
 
+    def warning(self, code: str, text: str) -> None:
+        self.lines.append(("warning", 0, 0, text))
+
 
 class Counter:
     """Stages that count how often they run."""

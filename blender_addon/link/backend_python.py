@@ -13,6 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 """Root of the checkout or of the installed extension: `backend` and `blender_addon` lie in it."""
 
 
+_SECRET = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
+"""Variables whose names hold one of these are not for a process that works on other people's files."""
+
+
 class NoBackendError(RuntimeError):
     """No Python for the backend; the message is one line with the next step."""
 
@@ -48,12 +52,13 @@ def backend_command(python: Path, *arguments: str) -> list[str]:
 
 
 def backend_environment(cache: Path | None = None) -> dict[str, str]:
-    """Environment variables of a backend process: this root is its only import path.
+    """Environment variables of a backend process: this root is its only import path, and no secrets.
 
     Args:
         cache: Where Python and numba may keep compiled files; None leaves the caller's choice.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "__PYVENV"))}
+    kept = {name: value for name, value in kept.items() if not any(word in name.upper() for word in _SECRET)}
     kept |= {"PYTHONPATH": str(ROOT), "PYTHONNOUSERSITE": "1", "PYTHONIOENCODING": "utf-8"}
     if cache is not None:
         kept |= {"PYTHONPYCACHEPREFIX": str(cache / "pycache"), "NUMBA_CACHE_DIR": str(cache / "numba")}
