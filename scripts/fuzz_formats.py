@@ -37,9 +37,9 @@ def main() -> int:
             sys.exit(f"error: there is no format {options.format!r}")
         _limit_memory()
         if options.case is not None:
-            said = _run(corpus, Path(scratch), options.seed, options.case, options.out)
-            print(f"case {options.case}: {said[1]}")
-            return int(said[1] == "broken")
+            _, said = _run(corpus, Path(scratch), options, options.case)
+            print(f"case {options.case}: {said}")
+            return int(said == "broken")
         return _run_all(corpus, Path(scratch), options)
 
 
@@ -65,7 +65,7 @@ def _run_all(corpus: list[Seed], scratch: Path, options: argparse.Namespace) -> 
     counts: Counter[tuple[str, str]] = Counter()
     case = 0
     while time.monotonic() < end:
-        name, said = _run(corpus, scratch, options.seed, case, options.out)
+        name, said = _run(corpus, scratch, options, case)
         counts[name, said] += 1
         case += 1
     for name in sorted({name for name, _ in counts}):
@@ -74,18 +74,19 @@ def _run_all(corpus: list[Seed], scratch: Path, options: argparse.Namespace) -> 
     return int(any(said == "broken" for _, said in counts))
 
 
-def _run(corpus: list[Seed], scratch: Path, number: int, case: int, out: Path) -> tuple[str, str]:
+def _run(corpus: list[Seed], scratch: Path, options: argparse.Namespace, case: int) -> tuple[str, str]:
     """The case's format, and "read", "refused" or "broken"."""
-    rng = random.Random(f"{number}:{case}")
+    rng = random.Random(f"{options.seed}:{case}")
     seed = rng.choice(corpus)
     data = rng.choice(seed.ways)([_mutation(rng) for _ in range(rng.choice((1, 1, 1, 2, 3, 6)))])
     try:
         return seed.format, outcome(scratch, seed, data, strict=rng.random() < 0.5)
     except Broken as error:
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"seed{number}_case{case}{seed.suffix}"
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / f"seed{options.seed}_case{case}{seed.suffix}"
         path.write_bytes(data)
-        print(f"{seed.name}: the reader {error}; saved as {path}; again with --seed {number} --case {case}", flush=True)
+        again = f"--seed {options.seed} --case {case}" + (f" --format '{options.format}'" if options.format else "")
+        print(f"{seed.name}: the reader {error}; saved as {path}; again with {again}", flush=True)
         return seed.format, "broken"
 
 
