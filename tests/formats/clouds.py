@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -29,6 +34,13 @@ def clouds(draw: st.DrawFn, max_degree: int = 4, reach_m: float = 2000.0) -> Gau
         draw(floats((count, 3), -4.0, 4.0)),
         draw(floats((count, SH_REST_COUNTS[degree], 3), -1.5, 1.5)),
     )
+
+
+@contextmanager
+def temporary(name: str) -> Iterator[Path]:
+    """A path in a folder of its own: Hypothesis runs one test function many times, so `tmp_path` does not do."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / name
 
 
 def turned_by(a: np.ndarray, b: np.ndarray) -> np.ndarray:
