@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from backend import __main__ as command_line
+from backend.convert import QUANTISATION
 from backend.formats import FORMATS
 from blender_addon.shared.formats import read_splats, write_splats
 from blender_addon.shared.formats.ply import read_ply, write_ply
@@ -106,6 +107,10 @@ def test_a_sog_becomes_any_format(tmp_path: Path, capsys: pytest.CaptureFixture[
     for suffix in SUFFIXES:
         assert call(capsys, DATA / "massa.sog", tmp_path / ("a" + suffix))[0] == 0, suffix
         assert len(read_splats(tmp_path / ("a" + suffix), formats=FORMATS).cloud) == 58649
+
+
+def test_every_lossy_format_says_what_it_cannot_keep() -> None:
+    assert set(QUANTISATION) == {row.name for row in WRITABLE} - {"ply", "gltf"}  # those two store float32
 
 
 def test_a_lossless_way_says_so_and_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

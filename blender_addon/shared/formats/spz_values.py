@@ -31,7 +31,7 @@ COLOUR_SCALE: Final = 0.15
 _CHUNK = 1 << 18  # Gaussians at a time, so that intermediate arrays stay small
 _OTHERS = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])  # the components beside the largest, of x y z w
 _SIN_45 = float(np.sqrt(0.5))  # the largest value that one of the three smallest components can have
-_SH_STEPS = np.array([8] * 3 + [16] * 21)  # of 256: 5 bits for degree 1, 4 bits above
+_SH_STEPS = np.array([8] * 3 + [16] * 21, np.int16)  # of 256: 5 bits for degree 1, 4 bits above
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,17 @@ def pack(cloud: GaussianCloud, version: int) -> tuple[Packed, tuple[str, ...]]:
     for part in _chunks(count):
         rows = len(range(*part.indices(count)))
         streams[0][part] = _pack_positions(cloud.positions_m[part], bits)
-        streams[1][part] = _to_bytes(cloud.opacities[part] * 255.0)[:, None]
-        colours = cloud.sh_dc[part] * (255.0 * COLOUR_SCALE) + 127.5
+        streams[1][part] = _to_bytes(cloud.opacities[part] * np.float32(255))[:, None]
+        colours = cloud.sh_dc[part] * np.float32(255 * COLOUR_SCALE) + np.float32(127.5)
         streams[2][part] = _to_bytes(colours)
-        scales = (np.log(cloud.scales_m[part].astype(np.float64)) + 10) * 16
+        scales = (np.log(cloud.scales_m[part]) + np.float32(10)) * np.float32(16)
         streams[3][part] = _to_bytes(scales)
         streams[4][part] = _pack_smallest_three(cloud.rotations_wxyz[part])
-        harmonics = np.round(cloud.sh_rest[part] * 128.0) + 128
+        # Beyond +-200 all is clamped, and 16 bits hold what is not.
+        harmonics = np.rint(np.clip(cloud.sh_rest[part], -200, 200) * np.float32(128)).astype(np.int16) + np.int16(128)
         steps = _SH_STEPS[:terms, None]
-        streams[5][part] = _to_bytes((harmonics + steps // 2) // steps * steps).reshape(rows, -1)
+        rounded = (harmonics + steps // 2) & -steps  # down to a multiple of a power of two
+        streams[5][part] = np.clip(rounded, 0, 255).reshape(rows, -1)
         clamped["scales"] += _outside(scales)
         clamped["colours"] += _outside(colours)
         clamped["spherical harmonics"] += _outside(harmonics)
