@@ -73,10 +73,12 @@ def _raster(name: str, count: int, size_px: int, options: Options) -> list[Row]:
     if old is None:
         return [absent_row(name, "ms", "the numba prototype", "needs a checkout with tests/raster/prototype")]
     leaves, depths, radii = projected_scene(count, size_px)
-    projected = portable.Projected(leaves[0], leaves[1], leaves[2], depths, radii > 0)
+    projected = portable.Projected(
+        *(leaf[None] for leaf in leaves[:3]), depths[None], radii[None, :, None].repeat(1, 1, 2)
+    )
     times = interleaved(
         {
-            "ours": forward_backward(lambda: portable.draw(projected, leaves[3], size_px, size_px), leaves),
+            "ours": forward_backward(lambda: portable.draw(projected, leaves[3][None], size_px, size_px), leaves),
             "theirs": forward_backward(lambda: old.Rast.apply(*leaves, depths, radii, size_px, size_px), leaves),
         },
         options.repeats or 25,

@@ -14,10 +14,15 @@ from numba import njit, prange
 # Added to both diagonal entries of the 2D covariance, px^2: no Gaussian is narrower than about half a pixel.
 BLUR_PX2 = 0.3
 NEAR = 0.01
+# Alpha below this is not drawn, so a footprint ends there, or at so many standard deviations.
+ALPHA_FLOOR = 1.0 / 255.0
+FARTHEST_SIGMAS = 3.33
 # The ray direction used in the Jacobian is clamped this share of the frame beyond its edges.
 EDGE_SHARE = 0.15
 # A centre further away than this is culled, which also keeps not-a-number out of integer conversions.
 FARTHEST_PX = 1.0e9
+# Gaussians whose gradients to the camera are summed together.
+BLOCK = 256
 
 # Everything of fastmath except "no NaN, no infinity": the culling tests below rely on comparisons with NaN being false.
 FAST = {"contract", "reassoc", "arcp", "nsz", "afn"}
@@ -101,9 +106,11 @@ def _scaled(a, scales, i):
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def project_forward(
     means, rotations, scales, opacities, view, intrinsics, width, height, antialiased,
-    means_px, conics, opacities_2d, depths, visible,
+    means_px, conics, opacities_2d, depths, radii,
 ):  # fmt: skip
     """Project every Gaussian; writes the five output arrays.
+
+    A Gaussian is culled like in gsplat: too near, fainter than 1/255, or out of the frame with its whole footprint.
 
     Args:
         means: [N, 3] world units.
@@ -119,15 +126,16 @@ def project_forward(
         conics: out [N, 3] inverse 2D covariance xx, xy, yy, 1/px^2.
         opacities_2d: out [N].
         depths: out [N] camera z.
-        visible: out [N] bool; a culled Gaussian has zeros in every other output but its depth.
+        radii: out int32 [N, 2] half sizes of the footprint, px, rounded up as in gsplat; a culled Gaussian has zeros
+            here and in every other output.
     """
     fx, fy, cx, cy = intrinsics[0], intrinsics[1], intrinsics[2], intrinsics[3]
     low_x, high_x = _edge_limits(fx, cx, width)
     low_y, high_y = _edge_limits(fy, cy, height)
     for i in prange(means.shape[0]):
         x, y, z = _camera_point(view, means, i)
-        depths[i] = z
-        visible[i] = False
+        depths[i] = 0.0
+        radii[i, 0] = radii[i, 1] = 0
         means_px[i, 0] = means_px[i, 1] = 0.0
         conics[i, 0] = conics[i, 1] = conics[i, 2] = 0.0
         opacities_2d[i] = 0.0
@@ -150,11 +158,18 @@ def project_forward(
         determinant = xx * yy - xy * xy
         if not (determinant > 0.0 and determinant < math.inf):
             continue
-        visible[i] = True
+        share = math.sqrt(max(sharp_determinant / determinant, 0.0)) if antialiased else 1.0
+        opacity = opacities[i] * share
+        if not opacity >= ALPHA_FLOOR:
+            continue
+        extent = min(math.sqrt(2.0 * math.log(opacity / ALPHA_FLOOR)), FARTHEST_SIGMAS)
+        radius_x, radius_y = math.ceil(extent * math.sqrt(xx)), math.ceil(extent * math.sqrt(yy))
+        if not (u + radius_x > 0.0 and u - radius_x < width and v + radius_y > 0.0 and v - radius_y < height):
+            continue
+        radii[i, 0], radii[i, 1] = int(min(radius_x, FARTHEST_PX)), int(min(radius_y, FARTHEST_PX))
         means_px[i, 0], means_px[i, 1] = u, v
         conics[i, 0], conics[i, 1], conics[i, 2] = yy / determinant, -xy / determinant, xx / determinant
-        share = math.sqrt(max(sharp_determinant / determinant, 0.0)) if antialiased else 1.0
-        opacities_2d[i] = opacities[i] * share
+        opacities_2d[i], depths[i] = opacity, z
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -169,6 +184,26 @@ def _covariance_gradient(conic, grad_conic):
         -(left_xx * b + left_xy * c) - (left_yx * a + left_yy * b),
         -(left_yx * b + left_yy * c),
     )
+
+
+@njit(fastmath=FAST, error_model="numpy")
+def _sharp_gradient(sharp_xx, xy, sharp_yy, grad_conic, opacity, grad_opacity_2d, antialiased):
+    """Gradients to the covariance before the blur (xx, xy counted once, yy) and to the opacity."""
+    sharp_determinant = sharp_xx * sharp_yy - xy * xy
+    xx, yy = sharp_xx + BLUR_PX2, sharp_yy + BLUR_PX2
+    determinant = xx * yy - xy * xy
+    d_xx, d_xy, d_yy = _covariance_gradient((yy / determinant, -xy / determinant, xx / determinant), grad_conic)
+    if not antialiased:
+        return d_xx, d_xy, d_yy, grad_opacity_2d
+    share = math.sqrt(max(sharp_determinant / determinant, 0.0))
+    if share > 0.0:
+        per_share = grad_opacity_2d * opacity * 0.5 / share
+        to_sharp = per_share / determinant
+        to_blurred = -per_share * sharp_determinant / (determinant * determinant)
+        d_xx += to_sharp * sharp_yy + to_blurred * yy
+        d_yy += to_sharp * sharp_xx + to_blurred * xx
+        d_xy -= 2.0 * xy * (to_sharp + to_blurred)
+    return d_xx, d_xy, d_yy, grad_opacity_2d * share
 
 
 @njit(fastmath=FAST, error_model="numpy")
@@ -200,26 +235,40 @@ def _outer_sum(a, b, c, d):
     )
 
 
+@njit(fastmath=FAST, error_model="numpy")
+def _add_pose_gradient(
+    sums, point, mean, x_row, y_row, used_x, used_y, d_row_x, d_row_y,
+):  # fmt: skip
+    """Add one Gaussian's gradient to the camera: `point` is that to its position, the rest those of the two rows."""
+    for k in range(3):
+        d_x, d_y = x_row * d_row_x[k], y_row * d_row_y[k]
+        sums[k] += point[0] * mean[k] + d_x
+        sums[4 + k] += point[1] * mean[k] + d_y
+        sums[8 + k] += point[2] * mean[k] - used_x * d_x - used_y * d_y
+        sums[4 * k + 3] += point[k]
+
+
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def project_backward(
-    means, rotations, scales, opacities, view, intrinsics, width, height, antialiased, visible,
+    means, rotations, scales, opacities, view, intrinsics, width, height, antialiased, radii,
     grad_means_px, grad_conics, grad_opacities_2d, grad_depths,
-    grad_means, grad_rotations, grad_scales, grad_opacities,
+    grad_means, grad_rotations, grad_scales, grad_opacities, grad_view,
 ):  # fmt: skip
-    """Gradients of `project_forward` to its first four arguments, written to the last four arrays.
+    """Gradients of `project_forward`, added to the last five arrays.
 
     Where the ray direction was clamped at the frame's edge, its gradient through the Jacobian is zero.
-    The camera receives no gradient.
+    `grad_view` is float64 [blocks, 12]: rows of the upper three rows of the camera matrix, one per block of BLOCK
+    Gaussians, so that its sum does not depend on the threads.
     """
     fx, fy, cx, cy = intrinsics[0], intrinsics[1], intrinsics[2], intrinsics[3]
     low_x, high_x = _edge_limits(fx, cx, width)
     low_y, high_y = _edge_limits(fy, cy, height)
-    for i in prange(means.shape[0]):
-        x, y, z = _camera_point(view, means, i)
-        through_z = np.float64(0.0)
-        through_x = np.float64(0.0)
-        through_y = np.float64(0.0)
-        if visible[i]:
+    forward = (view[2, 0], view[2, 1], view[2, 2])
+    for block in prange(grad_view.shape[0]):
+        for i in range(block * BLOCK, min((block + 1) * BLOCK, means.shape[0])):
+            if radii[i, 0] == 0 or radii[i, 1] == 0:
+                continue
+            x, y, z = _camera_point(view, means, i)
             inverse_norm, qw, qx, qy, qz = _unit_quaternion(rotations, i)
             rotation = _rotation_matrix(qw, qx, qy, qz)
             slope_x, slope_y = x / z, y / z
@@ -227,54 +276,41 @@ def project_backward(
             row_x, row_y = _jacobian_row(view, 0, fx / z, used_x), _jacobian_row(view, 1, fy / z, used_y)
             unit_x, unit_y = _row_times_matrix(row_x, rotation), _row_times_matrix(row_y, rotation)
             axes_x, axes_y = _scaled(unit_x, scales, i), _scaled(unit_y, scales, i)
-            sharp_xx, xy, sharp_yy = _dot(axes_x, axes_x), _dot(axes_x, axes_y), _dot(axes_y, axes_y)
-            sharp_determinant = sharp_xx * sharp_yy - xy * xy
-            xx, yy = sharp_xx + BLUR_PX2, sharp_yy + BLUR_PX2
-            determinant = xx * yy - xy * xy
-            conic = (yy / determinant, -xy / determinant, xx / determinant)
-            g_xx, g_xy, g_yy = _covariance_gradient(conic, (grad_conics[i, 0], grad_conics[i, 1], grad_conics[i, 2]))
-            grad_opacity = np.float64(grad_opacities_2d[i])
-            if antialiased:
-                share = math.sqrt(max(sharp_determinant / determinant, 0.0))
-                grad_opacities[i] = grad_opacity * share
-                if share > 0.0:
-                    per_share = grad_opacity * opacities[i] * 0.5 / share
-                    to_sharp = per_share / determinant
-                    to_blurred = -per_share * sharp_determinant / (determinant * determinant)
-                    g_xx += to_sharp * sharp_yy + to_blurred * yy
-                    g_yy += to_sharp * sharp_xx + to_blurred * xx
-                    g_xy -= 2.0 * xy * (to_sharp + to_blurred)
-            else:
-                grad_opacities[i] = grad_opacity
+            d_conic = (grad_conics[i, 0], grad_conics[i, 1], grad_conics[i, 2])
+            d_xx, d_xy, d_yy, d_opacity = _sharp_gradient(
+                _dot(axes_x, axes_x), _dot(axes_x, axes_y), _dot(axes_y, axes_y), d_conic,
+                np.float64(opacities[i]), np.float64(grad_opacities_2d[i]), antialiased,
+            )  # fmt: skip
+            grad_opacities[i] += d_opacity
             # Down to the two rows of J R_view R S, then split them into scale, rotation and camera-space position.
             d_axes_x = (
-                2.0 * g_xx * axes_x[0] + g_xy * axes_y[0],
-                2.0 * g_xx * axes_x[1] + g_xy * axes_y[1],
-                2.0 * g_xx * axes_x[2] + g_xy * axes_y[2],
+                2.0 * d_xx * axes_x[0] + d_xy * axes_y[0],
+                2.0 * d_xx * axes_x[1] + d_xy * axes_y[1],
+                2.0 * d_xx * axes_x[2] + d_xy * axes_y[2],
             )
             d_axes_y = (
-                2.0 * g_yy * axes_y[0] + g_xy * axes_x[0],
-                2.0 * g_yy * axes_y[1] + g_xy * axes_x[1],
-                2.0 * g_yy * axes_y[2] + g_xy * axes_x[2],
+                2.0 * d_yy * axes_y[0] + d_xy * axes_x[0],
+                2.0 * d_yy * axes_y[1] + d_xy * axes_x[1],
+                2.0 * d_yy * axes_y[2] + d_xy * axes_x[2],
             )
             for k in range(3):
-                grad_scales[i, k] = d_axes_x[k] * unit_x[k] + d_axes_y[k] * unit_y[k]
+                grad_scales[i, k] += d_axes_x[k] * unit_x[k] + d_axes_y[k] * unit_y[k]
             d_unit_x, d_unit_y = _scaled(d_axes_x, scales, i), _scaled(d_axes_y, scales, i)
             d_rotation = _outer_sum(row_x, d_unit_x, row_y, d_unit_y)
             d_quaternion = _quaternion_gradient(qw, qx, qy, qz, inverse_norm, d_rotation)
             for k in range(4):
-                grad_rotations[i, k] = d_quaternion[k]
+                grad_rotations[i, k] += d_quaternion[k]
             d_row_x, d_row_y = _matrix_times_column(rotation, d_unit_x), _matrix_times_column(rotation, d_unit_y)
             # Both rows are proportional to 1/z; the clamped slope and the projected centre add their parts.
-            through_z = -(_dot(d_row_x, row_x) + _dot(d_row_y, row_y)) / z
+            d_z = -(_dot(d_row_x, row_x) + _dot(d_row_y, row_y)) / z
             d_slope_x, d_slope_y = fx * grad_means_px[i, 0], fy * grad_means_px[i, 1]
-            forward = (view[2, 0], view[2, 1], view[2, 2])
             if slope_x > low_x and slope_x < high_x:
                 d_slope_x -= fx / z * _dot(d_row_x, forward)
             if slope_y > low_y and slope_y < high_y:
                 d_slope_y -= fy / z * _dot(d_row_y, forward)
-            through_x, through_y = d_slope_x / z, d_slope_y / z
-            through_z -= (d_slope_x * slope_x + d_slope_y * slope_y) / z
-        through_z += grad_depths[i]
-        for k in range(3):
-            grad_means[i, k] = view[0, k] * through_x + view[1, k] * through_y + view[2, k] * through_z
+            d_z += grad_depths[i] - (d_slope_x * slope_x + d_slope_y * slope_y) / z
+            d_point = (d_slope_x / z, d_slope_y / z, d_z)
+            for k in range(3):
+                grad_means[i, k] += view[0, k] * d_point[0] + view[1, k] * d_point[1] + view[2, k] * d_point[2]
+            mean = (np.float64(means[i, 0]), np.float64(means[i, 1]), np.float64(means[i, 2]))
+            _add_pose_gradient(grad_view[block], d_point, mean, fx / z, fy / z, used_x, used_y, d_row_x, d_row_y)

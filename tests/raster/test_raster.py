@@ -35,6 +35,14 @@ def make_scene(
     return SplatTensors(*[t.to(dtype) for t in splats]), Cameras(view[None], k[None], WIDTH, HEIGHT), features.to(dtype)
 
 
+def two_views(cameras: Cameras) -> Cameras:
+    """The camera, and one turned and moved against it."""
+    other = torch.eye(4, dtype=torch.float64)
+    other[:3, :3] = rotation_about([-0.2, 1.0, 0.4], 0.7)
+    other[:3, 3] = torch.tensor([0.1, 0.2, 0.6], dtype=torch.float64)
+    return replace(cameras, w2c=torch.cat([cameras.w2c, other @ cameras.w2c]), K=cameras.K.repeat(2, 1, 1))
+
+
 def rotation_about(axis: list[float], angle: float) -> Tensor:
     x, y, z = torch.nn.functional.normalize(torch.tensor(axis, dtype=torch.float64), dim=0)
     zero = torch.zeros((), dtype=torch.float64)
@@ -95,10 +103,11 @@ def test_float32_differs_from_float64_by_rounding_and_isolated_threshold_flips()
 
 def test_gradcheck_of_projection() -> None:
     splats, cameras, _ = make_scene(12, seed=3)
-    leaves = [t.clone().requires_grad_() for t in tensors(splats)]
+    leaves = [t.clone().requires_grad_() for t in (*tensors(splats), two_views(cameras).w2c)]
+    cameras = two_views(cameras)
 
     def project(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(portable.project(*inputs, cameras.w2c[0], cameras.K[0], WIDTH, HEIGHT, True)[:4])
+        return tuple(portable.project(*inputs, cameras.K, WIDTH, HEIGHT, True)[:4])
 
     assert torch.autograd.gradcheck(project, leaves, eps=1e-6, atol=1e-5, rtol=1e-5)
 
@@ -112,11 +121,13 @@ def test_gradcheck_of_drawing() -> None:
     conics *= 1 + 0.2 * torch.rand(count, 3, generator=generator, dtype=torch.float64)
     opacities = 0.5 + 0.3 * torch.rand(count, generator=generator, dtype=torch.float64)
     features = torch.rand(count, 2, generator=generator, dtype=torch.float64)
-    depths, visible = torch.arange(1.0, count + 1, dtype=torch.float64), torch.ones(count, dtype=torch.bool)
-    leaves = [t.requires_grad_() for t in (means, conics, opacities, features)]
+    depths, radii = torch.arange(1.0, count + 1, dtype=torch.float64), torch.full((1, count, 2), 99, dtype=torch.int32)
+    leaves = [t[None].clone().requires_grad_() for t in (means, conics, opacities, features)]
 
     def draw(means_px: Tensor, conics: Tensor, opacities: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        return portable.draw(portable.Projected(means_px, conics, opacities, depths, visible), features, width, height)
+        return portable.draw(
+            portable.Projected(means_px, conics, opacities, depths[None], radii), features, width, height
+        )
 
     image, alpha = draw(*leaves)
     assert alpha.min() > 0.1 and alpha.max() < 0.9999
@@ -214,7 +225,7 @@ def test_cameras_are_independent_of_each_other() -> None:
 def test_a_picture_is_part_of_a_larger_one() -> None:
     """Neither the frame's size nor the place of the tiles shows in a pixel, away from the clamped rays at the edge."""
     splats, cameras, features = make_scene()
-    centres = portable.project(*tensors(splats), cameras.w2c[0], cameras.K[0], WIDTH, HEIGHT, True).means_px
+    centres = portable.project(*tensors(splats), cameras.w2c, cameras.K, WIDTH, HEIGHT, True).means_px[0]
     inside = ((centres > 0) & (centres < torch.tensor([WIDTH, HEIGHT]))).all(1)
     splats, features = SplatTensors(*[t[inside] for t in tensors(splats)]), features[inside]
     small = rasterize(splats, cameras, features=features)
@@ -325,7 +336,12 @@ def test_runs_are_identical_whatever_the_thread_count() -> None:
         ({"w2c": torch.eye(4)}, "cameras.w2c must have shape"),
         ({"K": torch.eye(3).repeat(2, 1, 1)}, "cameras.K must have shape"),
         ({"width": 0}, "at least 1 x 1 px"),
-        ({"outputs": ("normal",)}, "outputs may hold"),
+        ({"outputs": ("colour",)}, "outputs may hold"),
+        ({"outputs": ("rgb",)}, "needs splats.sh"),
+        ({"features": None, "outputs": ("features",)}, "needs features"),
+        ({"sh": torch.zeros(5, 3, 3).double()}, "sh must have shape"),
+        ({"geometry_gradient": [True]}, "geometry_gradient must be a bool or 3"),
+        ({"backend": "cuda"}, "the cuda back-end does not work here"),
         ({"backend": "opengl"}, "backend must be one of"),
     ],
 )
@@ -333,7 +349,7 @@ def test_what_does_not_fit_is_named_in_one_line(change: dict, message: str) -> N
     splats, cameras, features = make_scene(5)
     splats = replace(splats, **{k: v for k, v in change.items() if hasattr(splats, k)})
     cameras = replace(cameras, **{k: v for k, v in change.items() if hasattr(cameras, k)})
-    options = {k: v for k, v in change.items() if k in ("background", "outputs", "backend")}
+    options = {k: v for k, v in change.items() if k in ("background", "outputs", "backend", "geometry_gradient")}
     with pytest.raises(ValueError, match=message) as error:
         rasterize(splats, cameras, features=change.get("features", features[:, :3]), **options)
     assert "\n" not in str(error.value)
