@@ -217,7 +217,7 @@ def _refuse_required(file: GltfFile) -> None:
 def _collect(file: GltfFile, notes: list[str]) -> list[_Part]:
     """Every splat primitive under every node of the scene, parents before children."""
     parts: list[_Part] = []
-    others = 0
+    others = count = 0
     for node, world in _nodes(file):
         if "mesh" not in node:
             continue
@@ -227,7 +227,8 @@ def _collect(file: GltfFile, notes: list[str]) -> list[_Part]:
                 raise file.fail("a primitive in its JSON is no object")
             if EXTENSION in file.object_of(primitive, "extensions"):
                 parts.append(_part(file, primitive, world, notes))
-                if sum(part.position.count for part in parts) > MAX_SPLATS:
+                count += parts[-1].position.count
+                if count > MAX_SPLATS:
                     raise file.fail(f"holds more than {MAX_SPLATS} Gaussians")
             else:
                 others += 1
