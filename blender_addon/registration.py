@@ -2,32 +2,110 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import bpy
 
 from . import panels
-from .cloud.create import upgrade_clouds
-from .operators import import_avatar
+from .cloud import engine
+from .cloud.create import splat_type, upgrade_clouds
+from .cloud.viewport import SplatViewport, node_display_for_saving, show_splats
+from .operators import display, import_avatar
 
-_CLASSES: tuple[type, ...] = (import_avatar.EFFIGY_OT_import_avatar, panels.EFFIGY_PT_main)
+_CLASSES: tuple[type, ...] = (
+    engine.EFFIGY_RE_splats,
+    import_avatar.EFFIGY_OT_import_avatar,
+    display.EFFIGY_OT_display,
+    panels.EFFIGY_PT_main,
+    panels.EFFIGY_PT_display,
+)
 
 
-@bpy.app.handlers.persistent
-def _after_load(*_: object) -> None:
-    """Give clouds of older files the types that this Blender draws as splats."""
-    upgrade_clouds()
+class _Session:
+    """What lives between `register` and `unregister`: the viewport's drawer and the handlers."""
+
+    def __init__(self) -> None:
+        # Blender draws splats of its own from 5.3; without a window nothing is drawn.
+        drawn = splat_type() is None and not bpy.app.background
+        self.viewport = SplatViewport() if drawn else None
+        self._while_saving: list[bpy.types.Object] = []
+        handlers: dict[str, Callable[..., None]] = {
+            "load_post": self._loaded,
+            "render_init": engine.before_render,
+            "render_complete": engine.after_render,
+            "render_cancel": engine.after_render,
+        }
+        if self.viewport is not None:
+            handlers |= {
+                "depsgraph_update_post": self._changed,
+                "frame_change_post": self._changed,
+                "undo_post": self._replaced,
+                "redo_post": self._replaced,
+                "save_pre": self._saving,
+                "save_post": self._saved,
+                "save_post_fail": self._saved,
+            }
+        self._handlers = {name: _persistent(method) for name, method in handlers.items()}
+        for name, handler in self._handlers.items():
+            getattr(bpy.app.handlers, name).append(handler)
+
+    def close(self) -> None:
+        """Take everything back; Blender may have removed parts at exit already."""
+        for name, handler in self._handlers.items():
+            handlers = getattr(bpy.app.handlers, name)
+            if handler in handlers:
+                handlers.remove(handler)
+        if self.viewport is not None:
+            self._saving()
+            self.viewport.close()
+
+    def _loaded(self, *_: object) -> None:
+        """Give clouds of older files the types that this Blender draws as splats."""
+        upgrade_clouds()
+        self._replaced()
+
+    def _changed(self, scene: bpy.types.Scene, depsgraph: bpy.types.Depsgraph) -> None:
+        assert self.viewport is not None
+        self.viewport.scene_changed(depsgraph)
+
+    def _replaced(self, *_: object) -> None:
+        if self.viewport is not None:
+            self.viewport.forget()
+
+    def _saving(self, *_: object) -> None:
+        self._while_saving = node_display_for_saving()
+
+    def _saved(self, *_: object) -> None:
+        for ob in self._while_saving:
+            show_splats(ob, True)
+        self._while_saving = []
+
+
+def _persistent(method: Callable[..., None]) -> Callable[..., None]:
+    """A plain function, which Blender can mark to outlive the loading of a file."""
+
+    @bpy.app.handlers.persistent
+    def handler(*arguments: object) -> None:
+        method(*arguments)
+
+    return handler
+
+
+_sessions: list[_Session] = []
+"""The running session, at most one; Blender calls `register` and `unregister` as plain functions."""
 
 
 def register() -> None:
-    """Register the classes and the load handler."""
+    """Register the classes and handlers, and start drawing."""
     for cls in _CLASSES:
         bpy.utils.register_class(cls)
-    bpy.app.handlers.load_post.append(_after_load)
+    _sessions.append(_Session())
 
 
 def unregister() -> None:
-    """Unregister in reverse order; Blender may have removed parts at exit already."""
-    if _after_load in bpy.app.handlers.load_post:
-        bpy.app.handlers.load_post.remove(_after_load)
+    """The reverse; Blender may have removed parts at exit already."""
+    while _sessions:
+        _sessions.pop().close()
     for cls in reversed(_CLASSES):
         if getattr(cls, "is_registered", True):
             bpy.utils.unregister_class(cls)

@@ -18,6 +18,7 @@ from .node_graph import NodeGraph, Socket, active, new_geometry_tree, set_modifi
 
 DISPLAY_MODIFIER = "Display"
 DISPLAY_GROUP = "Effigy Display"
+POINTS_IN_RENDERS = "Points in Renders"
 DISC_COLOUR = "Colour"
 """Colour attribute of the discs."""
 
@@ -70,6 +71,15 @@ def add_display(
     return modifier
 
 
+def points_in_renders(wanted: bool) -> None:
+    """Give renders the bare points of every cloud (for the add-on's engine), or the ellipsoids again."""
+    for ob in bpy.data.objects:
+        modifier = ob.modifiers.get(DISPLAY_MODIFIER) if ob.type == "POINTCLOUD" and ob.library is None else None
+        inputs = modifier.node_group.interface.items_tree if modifier is not None and modifier.node_group else {}
+        if POINTS_IN_RENDERS in inputs:
+            set_modifier_input(modifier, POINTS_IN_RENDERS, wanted)
+
+
 def build_display_group() -> bpy.types.NodeTree:
     """A new display group with the inputs Geometry and Viewport (see `ViewportDisplay`)."""
     graph, group_in, group_out = new_geometry_tree(DISPLAY_GROUP)
@@ -78,6 +88,8 @@ def build_display_group() -> bpy.types.NodeTree:
     item.min_value, item.max_value = 0, 2
     item.default_value = int(ViewportDisplay.DISCS)
     graph.tree.interface.new_socket("Disc", in_out="INPUT", socket_type="NodeSocketObject")
+    item = graph.tree.interface.new_socket(POINTS_IN_RENDERS, in_out="INPUT", socket_type="NodeSocketBool")
+    item.description = "Renders get the bare points: the add-on's own engine draws them"
     points, mode = group_in.outputs["Geometry"], group_in.outputs["Viewport"]
 
     is_viewport = graph.node("GeometryNodeIsViewport").outputs[0]
@@ -88,7 +100,8 @@ def build_display_group() -> bpy.types.NodeTree:
     quick = _switch(
         graph, _compare(graph, mode, ViewportDisplay.DISCS), points, _discs(graph, points, group_in.outputs["Disc"])
     )
-    shown = _switch(graph, final.outputs[0], quick, _ellipsoids(graph, points))
+    rendered = _switch(graph, group_in.outputs[POINTS_IN_RENDERS], _ellipsoids(graph, points), points)
+    shown = _switch(graph, final.outputs[0], quick, rendered)
     graph.link(shown, active(group_out.inputs, "Geometry"))
     graph.arrange()
     return graph.tree

@@ -111,13 +111,30 @@ def set_modifier_input(modifier: bpy.types.Modifier, name: str, value: Any) -> N
     Raises:
         KeyError: If the node group has no such input.
     """
+    identifier = _input_identifier(modifier, name)
+    properties = getattr(modifier, "properties", None)
+    if properties is not None and hasattr(properties, "inputs"):
+        getattr(properties.inputs, identifier).value = value
+    else:
+        modifier[identifier] = value
+    modifier.id_data.update_tag()
+
+
+def modifier_input(modifier: bpy.types.Modifier, name: str) -> Any:
+    """The value of the input `name` of a Geometry Nodes modifier.
+
+    Raises:
+        KeyError: If the node group has no such input.
+    """
+    identifier = _input_identifier(modifier, name)
+    properties = getattr(modifier, "properties", None)
+    if properties is not None and hasattr(properties, "inputs"):
+        return getattr(properties.inputs, identifier).value
+    return modifier[identifier]
+
+
+def _input_identifier(modifier: bpy.types.Modifier, name: str) -> str:
     for item in modifier.node_group.interface.items_tree:
         if item.item_type == "SOCKET" and item.in_out == "INPUT" and item.name == name:
-            properties = getattr(modifier, "properties", None)
-            if properties is not None and hasattr(properties, "inputs"):
-                getattr(properties.inputs, item.identifier).value = value
-            else:
-                modifier[item.identifier] = value
-            modifier.id_data.update_tag()
-            return
+            return item.identifier
     raise KeyError(name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import bpy
 
+from ..cloud.viewport import show_splats
 from ..rig.assemble import insert_avatar
 from ..shared.avatar import BundleError, read_bundle
 
@@ -43,6 +44,7 @@ class EFFIGY_OT_import_avatar(bpy.types.Operator):
         except (BundleError, ValueError, OSError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
-        insert_avatar(folder.name or "avatar", cloud, avatar, self.pose)
+        objects = insert_avatar(folder.name or "avatar", cloud, avatar, self.pose)
+        show_splats(objects.cloud, not bpy.app.background)
         self.report({"INFO"}, f"{len(cloud)} Gaussians imported from {folder.name}")
         return {"FINISHED"}
