@@ -245,7 +245,7 @@ def test_primitives_of_several_degrees_and_meshes_without_gaussians(tmp_path: Pa
     assert not result.cloud.sh_rest[:4].any()
     np.testing.assert_array_equal(result.cloud.sh_rest[4:], cloud.sh_rest)
     np.testing.assert_array_equal(result.cloud.positions_m[4:], cloud.positions_m + np.array([10, 0, 0], np.float32))
-    assert any("1 primitives that are no Gaussians" in note for note in result.notes)
+    assert any("1 primitives of meshes[0] that are no Gaussians" in note for note in result.notes)
 
 
 def encode(linear: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ the extension; inside Blender there is numpy alone.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -216,24 +216,34 @@ def _refuse_required(file: GltfFile) -> None:
 
 def _collect(file: GltfFile, notes: list[str]) -> list[_Part]:
     """Every splat primitive under every node of the scene, parents before children."""
+    meshes: dict[int, list[_Part]] = {}
     parts: list[_Part] = []
-    others = count = 0
+    count = 0
     for node, world in _nodes(file):
         if "mesh" not in node:
             continue
-        mesh = file.item("meshes", node["mesh"])
-        for primitive in file.list_of(mesh, "primitives"):
-            if not isinstance(primitive, dict):
-                raise file.fail("a primitive in its JSON is no object")
-            if EXTENSION in file.object_of(primitive, "extensions"):
-                parts.append(_part(file, primitive, world, notes))
-                count += parts[-1].position.count
-                if count > MAX_SPLATS:
-                    raise file.fail(f"holds more than {MAX_SPLATS} Gaussians")
-            else:
-                others += 1
-    if others:
-        notes.append(f"ignored {others} primitives that are no Gaussians")
+        index = file.integer_of(node, "mesh")
+        if index not in meshes:
+            meshes[index] = _mesh_parts(file, index, notes)
+        if meshes[index]:
+            _check_transform(file, world)
+        parts += [replace(part, world=world) for part in meshes[index]]
+        count += sum(part.position.count for part in meshes[index])
+        if count > MAX_SPLATS:
+            raise file.fail(f"holds more than {MAX_SPLATS} Gaussians")
+    return parts
+
+
+def _mesh_parts(file: GltfFile, index: int, notes: list[str]) -> list[_Part]:
+    parts: list[_Part] = []
+    primitives = file.list_of(file.item("meshes", index), "primitives")
+    for primitive in primitives:
+        if not isinstance(primitive, dict):
+            raise file.fail("a primitive in its JSON is no object")
+        if EXTENSION in file.object_of(primitive, "extensions"):
+            parts.append(_part(file, primitive, notes))
+    if len(parts) < len(primitives):
+        notes.append(f"ignored {len(primitives) - len(parts)} primitives of meshes[{index}] that are no Gaussians")
     return parts
 
 
@@ -284,7 +294,7 @@ def _local(file: GltfFile, node: JsonObject) -> np.ndarray:
     return matrix
 
 
-def _part(file: GltfFile, primitive: JsonObject, world: np.ndarray, notes: list[str]) -> _Part:
+def _part(file: GltfFile, primitive: JsonObject, notes: list[str]) -> _Part:
     extension = file.object_of(file.object_of(primitive, "extensions"), EXTENSION)
     for name in file.object_of(extension, "extensions"):
         if "compression" in name:
@@ -315,7 +325,7 @@ def _part(file: GltfFile, primitive: JsonObject, world: np.ndarray, notes: list[
         accessor(_PREFIX + "OPACITY", "SCALAR", _OPACITY_TYPES),
         tuple(accessor(name, "VEC3", _FLOAT) for name in _coefficient_names(file, attributes)),
         _COLOUR_SPACES.get(str(space), "srgb"),
-        _checked_transform(file, world),
+        np.eye(4),
     )
     for other in (part.rotation, part.scale, part.opacity, *part.coefficients):
         if other.count != part.position.count:
@@ -335,20 +345,19 @@ def _coefficient_names(file: GltfFile, attributes: JsonObject) -> list[str]:
     return names + [name for name, _ in _rest_names(degree)]
 
 
-def _checked_transform(file: GltfFile, world: np.ndarray) -> np.ndarray:
-    """The global transform of a node, which must be a translation, a rotation and positive scales."""
+def _check_transform(file: GltfFile, world: np.ndarray) -> None:
+    """Refuse a global transform that is not a translation, a rotation and positive scales."""
     lengths = np.linalg.norm(world[:3, :3], axis=0)
     good = bool(np.isfinite(world).all() and (lengths > 1e-12).all() and (lengths < 1e12).all())
     if good:
         turn = world[:3, :3] / lengths
-        good = np.allclose(turn.T @ turn, np.eye(3), atol=1e-3) and float(np.linalg.det(turn)) > 0
+        good = bool(np.abs(turn.T @ turn - np.eye(3)).max() < 1e-3) and float(np.linalg.det(turn)) > 0
     if not good:
         raise FormatError(
             file.path,
             "a node's transform shears, mirrors or flattens its Gaussians",
             "apply the transform before export",
         )
-    return world
 
 
 def _has_log_scales(path: Path, parts: list[_Part]) -> bool:
