@@ -170,7 +170,7 @@ def write_spz(
         head = _GZIP_HEADER.pack(MAGIC, 3, packed.count, packed.degree, packed.fractional_bits, 0, 0)
         content = gzip.compress(b"".join([head, *packed.streams]), 6, mtime=0)
     else:
-        content = _zstd_container(packed, _need_zstd(path, zstd or standard_zstd()))
+        content = _zstd_container(packed, _need_zstd(path, zstd or standard_zstd(), "write version 3"))
     with atomic_file(path) as file:
         file.write(content)
     return notes
@@ -186,9 +186,9 @@ def _zstd_container(packed: Packed, zstd: Zstd) -> bytes:
     return b"".join([head, *table, *frames])
 
 
-def _need_zstd(path: Path, zstd: Zstd | None) -> Zstd:
+def _need_zstd(path: Path, zstd: Zstd | None, next_step: str) -> Zstd:
     if zstd is None:
-        raise FormatError(path, "SPZ version 4 is packed with zstd, which this Python lacks", EXPORT_AGAIN)
+        raise FormatError(path, "SPZ version 4 is packed with zstd, which this Python lacks", next_step)
     return zstd
 
 
@@ -258,7 +258,7 @@ def _read_zstd(path: Path, data: bytes, zstd: Zstd | None) -> _Read:
     end = start + sum(length for length, _ in rows)
     if end > len(data):
         raise FormatError(path, f"cut short, the streams end at byte {end} of {len(data)}")
-    codec = _need_zstd(path, zstd)
+    codec = _need_zstd(path, zstd, "turn it into version 3 with `python -m backend convert`")
     unpacked: list[bytes] = []
     for name, (length, size) in zip(STREAM_NAMES, rows, strict=False):
         unpacked.append(_unpack_stream(path, codec, data[start : start + length], size, name))
