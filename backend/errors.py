@@ -73,10 +73,20 @@ def failure_of(error: BaseException) -> Failure:
         return Failure("OUT_OF_MEMORY", "the memory is full", "close other programs or use the preset fast")
     if package := missing_package(error):
         return Failure("NO_MODEL", f"{package} is not installed", INSTALL, MODEL_MISSING)
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return Failure("DISK_FULL", f"the disk is full ({error.strerror})", "free some space and try again")
+    if full := full_disk(error):
+        return Failure("DISK_FULL", f"the disk is full ({full.strerror})", "free some space and try again")
     reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     return Failure("INTERNAL", f"the job failed ({reason})", "please report it with its log", defect=True)
+
+
+def full_disk(error: BaseException) -> OSError | None:
+    """The full disk or quota behind an exception; a zip file that cannot be closed any more hides it behind another."""
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, OSError) and at.errno in NO_SPACE:
+            return at
+        at = at.__cause__ or at.__context__
+    return None
 
 
 def missing_package(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from backend import __version__
-from backend.errors import FAILED, NO_SPACE, UserError
+from backend.errors import FAILED, UserError, full_disk
 from backend.files import read_json, sync_file, sync_folder, write_json
 from backend.perception.photo import Photo
 from backend.pipeline import Run
@@ -292,11 +292,14 @@ def disk_errors(out: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in (*NO_SPACE, errno.EROFS):
-            line = f"{out} cannot be written ({error.strerror}); free some space, try again"
-            raise UserError(line, FAILED, "DISK_FULL") from error
-        raise
+    except Exception as error:
+        full = full_disk(error)
+        if full is None and isinstance(error, OSError) and error.errno == errno.EROFS:
+            full = error
+        if full is None:
+            raise
+        line = f"{out} cannot be written ({full.strerror}); free some space, try again"
+        raise UserError(line, FAILED, "DISK_FULL") from error
 
 
 def write_state(folder: Path, state: str, **more: str | int | float | bool) -> None:

@@ -23,7 +23,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 PRESET_SHARE = {"fast": 0.5, "balanced": 0.75, "best": 0.9}
 """Part of the free memory that a job of each preset may plan with; the rest is Blender's and the picture's."""
 
-_UNITS = {"": 1, "b": 1, "bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_UNITS = {"": 1, "b": 1, "bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40, "pib": 2**50, "eib": 2**60}
 _WANTED = re.compile(
     r"(?:tried to allocate|unable to allocate|failed to allocate)\s+([\d.]+)\s*([a-z]*)", re.IGNORECASE
 )
