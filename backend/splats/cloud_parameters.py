@@ -228,18 +228,6 @@ class CloudParameters:
             self.params[name] = new
 
     @torch.no_grad()
-    def overwrite(self, rows: Tensor, values: dict[str, Tensor]) -> None:
-        """Put new values into rows [M] of some leaves, and forget Adam's moments of these rows in every leaf.
-
-        Args:
-            rows: int64 [M], each row at most once.
-            values: New leaf values by name, [M, ...].
-        """
-        for name, value in values.items():
-            self.params[name][rows] = value.to(self.params[name])
-        self.forget_moments(rows, NAMES)
-
-    @torch.no_grad()
     def forget_moments(self, rows: Tensor | None, names: tuple[str, ...]) -> None:
         """Set Adam's moments to zero for rows [M] (None: all) of the named leaves."""
         for name in names:

@@ -1,8 +1,8 @@
 """Densification as Markov chain Monte Carlo: dead Gaussians move onto living ones, and positions get noise.
 
 "3D Gaussian Splatting as Markov Chain Monte Carlo" (arXiv:2404.09591), with the constants of gsplat 1.5.3's
-`MCMCStrategy`, whose relocation is a CUDA kernel only. Two things differ from it: sums run in float64, and a Gaussian
-that moved loses its old Adam moments, which belonged to another place.
+`MCMCStrategy`, whose relocation is a CUDA kernel only; here it is torch in float64. Adam's moments are treated as
+there: the Gaussians that others move onto start at zero, those that moved keep theirs, which is what parts the twins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from backend.splats.cloud_losses import sparsity
-from backend.splats.cloud_parameters import CloudParameters
+from backend.splats.cloud_parameters import NAMES, CloudParameters
 from backend.splats.densify import Densified, check_budget, normals, rotation_matrices
 
 MOST_COPIES = 51
@@ -127,8 +127,9 @@ class McmcDensifier:
         if not len(dead) or not len(alive):
             return 0
         targets = alive[_draw(opacities[alive], len(dead), generator)]
-        self._share(parameters, targets)
-        parameters.overwrite(dead, {name: leaf[targets] for name, leaf in parameters.params.items()})
+        parameters.forget_moments(self._share(parameters, targets), NAMES)
+        for leaf in parameters.params.values():
+            leaf[dead] = leaf[targets]
         return len(dead)
 
     @torch.no_grad()
@@ -138,26 +139,23 @@ class McmcDensifier:
         if new <= 0:
             return 0
         targets = _draw(torch.sigmoid(parameters.params["opacities"]), new, generator)
-        self._share(parameters, targets, forget=False)
+        self._share(parameters, targets)
         keep = torch.arange(count, device=targets.device)
         parameters.rearrange(keep, {name: leaf[targets] for name, leaf in parameters.params.items()})
         return new
 
-    def _share(self, parameters: CloudParameters, targets: Tensor, forget: bool = True) -> None:
-        """Give the Gaussians at `targets` (with repeats: one per newcomer) the shape that each of the sharers has."""
+    def _share(self, parameters: CloudParameters, targets: Tensor) -> Tensor:
+        """Give the Gaussians at `targets` (with repeats: one per newcomer) the shape that each of the sharers has.
+
+        Returns their rows, each once.
+        """
         rows, counts = targets.unique(return_counts=True)
         p = parameters.params
         opacities, scales = relocated(torch.sigmoid(p["opacities"][rows]), p["scales"][rows].exp(), counts + 1)
         ceiling = 1 - torch.finfo(opacities.dtype).eps
-        values = {
-            "opacities": torch.logit(opacities.clamp(self.settings.least_opacity, ceiling)),
-            "scales": scales.log(),
-        }
-        if forget:
-            parameters.overwrite(rows, values)
-            return
-        for name, value in values.items():  # gsplat keeps their moments when it adds
-            p[name].data[rows] = value
+        p["opacities"][rows] = torch.logit(opacities.clamp(self.settings.least_opacity, ceiling))
+        p["scales"][rows] = scales.log()
+        return rows
 
     @torch.no_grad()
     def _disturb(self, parameters: CloudParameters, generator: torch.Generator) -> None:

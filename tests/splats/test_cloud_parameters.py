@@ -91,11 +91,10 @@ def test_new_rows_start_without_moments_and_the_old_keep_theirs() -> None:
         parameters.rearrange(keep, {"means": torch.zeros(1, 3)})
 
 
-def test_overwritten_rows_lose_their_moments() -> None:
+def test_forgotten_moments_are_those_of_the_rows_alone() -> None:
     parameters = leaves(10, 0)
     steps(parameters, 3)
-    parameters.overwrite(torch.tensor([2]), {"opacities": torch.tensor([0.25])})
-    assert parameters.params["opacities"][2] == 0.25
+    parameters.forget_moments(torch.tensor([2]), NAMES)
     for name, leaf in parameters.params.items():
         moments = parameters.optimizers[name].state[leaf]["exp_avg_sq"]
         assert not moments[2].any()

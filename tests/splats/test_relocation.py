@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from backend.raster import Cameras, SplatTensors, rasterize
 from backend.splats.cloud_parameters import CloudParameters
-from backend.splats.relocation import McmcDensifier, McmcSettings, relocated
+from backend.splats.relocation import McmcDensifier, McmcSettings, _draw, relocated
 from tests.splats.clouds import leaves, random_cloud, steps
 
 
@@ -92,8 +92,34 @@ def test_dead_gaussians_move_onto_living_ones_and_the_number_stays() -> None:
     moved = parameters.params["means"][:20].detach()
     assert (moved[:, None] == living[None]).all(2).any(1).all()
     assert float(torch.sigmoid(parameters.params["opacities"].detach()).min()) > 0.005
-    for name, leaf in parameters.params.items():
-        assert not parameters.optimizers[name].state[leaf]["exp_avg"][:20].any()
+
+
+def test_moving_and_adding_are_gsplats_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With our torch relocation in place of its CUDA kernel and the same rows drawn."""
+    ops = pytest.importorskip("gsplat.strategy.ops")
+    strategy = pytest.importorskip("gsplat.strategy").MCMCStrategy(cap_max=75)
+
+    def compute_relocation(opacities, scales, ratios, binoms):  # noqa: ANN001, ANN202
+        return relocated(opacities, scales, ratios)
+
+    monkeypatch.setattr(ops, "compute_relocation", compute_relocation)
+    generator = torch.Generator().manual_seed(7)
+    monkeypatch.setattr(ops, "_multinomial_sample", lambda weights, n, replacement: _draw(weights, n, generator))
+    ours, theirs = leaves(70, 2, 1), leaves(70, 2, 1)
+    for parameters in (ours, theirs):
+        with torch.no_grad():
+            parameters.params["opacities"][::3] = -7.0
+        steps(parameters, 2)
+    binoms = strategy.initialize_state()["binoms"]
+    moved = strategy._relocate_gs(theirs.params, theirs.optimizers, binoms)
+    added = strategy._add_new_gs(theirs.params, theirs.optimizers, binoms)
+    settings = McmcSettings(budget=75, start=0, every=1, noise=0.0)
+    done = McmcDensifier(settings).step(ours, [], 1, torch.Generator().manual_seed(7))
+    assert (done.moved, done.cloned) == (moved, added) and moved > 10 and added == 3
+    for name, leaf in ours.params.items():
+        torch.testing.assert_close(leaf, theirs.params[name], rtol=0, atol=0)
+        moments = [p.optimizers[name].state[p.params[name]]["exp_avg"] for p in (ours, theirs)]
+        torch.testing.assert_close(*moments, rtol=0, atol=0)
 
 
 def test_where_nothing_lives_nothing_moves() -> None:
