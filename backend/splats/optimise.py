@@ -11,8 +11,10 @@ from torch import Tensor
 
 from backend.context import Context
 from backend.human.camera import PinholeCamera
-from backend.raster import SplatTensors, rasterize
+from backend.raster import Cameras, SplatTensors, rasterize
+from backend.splats.blend import Blend, blend_of
 from backend.splats.bound import BoundSplats, Kind
+from backend.splats.detail import DetailSettings, split_for_detail
 from backend.splats.losses import (
     Neighbourhood,
     View,
@@ -23,7 +25,8 @@ from backend.splats.losses import (
     roughness,
 )
 from backend.splats.parameters import GatedAdam, Posing, SplatParameters
-from backend.splats.render import BACKGROUND, to_uint8
+from backend.splats.polish import PolishSettings, colour_range, counted_pixels, opened_gates, polished_colours
+from backend.splats.render import BACKGROUND, to_cameras, to_tensors, to_uint8
 
 STAGE = "optimise"
 HAIR_COVER = (0.5, 0.9)
@@ -47,6 +50,8 @@ class OptimiseSettings:
     roughness_weight: float = 0.02
     scale_drift_weight: float = 0.005
     preview_every: int = 50
+    detail: DetailSettings | None = DetailSettings()  # None: no Gaussian is split
+    polish: PolishSettings | None = PolishSettings()  # None: gradient steps only
 
 
 def optimise_to_photo(
@@ -64,6 +69,9 @@ def optimise_to_photo(
 ) -> BoundSplats:
     """Fit offset, in-plane scales, opacity and colour of every Gaussian, as far as its gates let it.
 
+    Discs that are coarser than the photo's detail are split first. Colours are solved for in closed form before the
+    gradient steps, so that these start from the best picture of the geometry they find, and once more after them.
+
     Args:
         splats: N Gaussians bound to the proxy.
         posed_proxy_m: [V, 3] the proxy in the photo's pose and expression.
@@ -78,7 +86,8 @@ def optimise_to_photo(
         context: progress, preview, cancel and seed.
 
     Returns:
-        The same Gaussians in the same order; gates, confidence, kind and binding as they were.
+        The Gaussians in their order, but for those that were split, whose parts come last; gates, confidence, kind and
+        binding as they were.
 
     Raises:
         ValueError: If the mask is empty or the picture's arrays differ in size.
@@ -90,8 +99,16 @@ def optimise_to_photo(
     whole = make_view(camera, image, mask, held, box_of_mask(mask), settings.size_px)
     face = None if face_box_px is None else make_view(camera, image, mask, held, face_box_px, settings.size_px)
     schedule = _schedule(settings, whole, face)
+    proxy = (posed_proxy_m, rest_proxy_m, triangles)
+    where = counted_pixels(mask, held)
+    splats, seen = _split(splats, proxy, camera, image, where, settings.detail)
     parameters = SplatParameters(splats, Posing.of(splats, posed_proxy_m, rest_proxy_m, triangles))
     free = uncovered_by_hair(parameters, splats.kind, [view for view in (whole, face) if view is not None])
+    polish = None
+    if settings.polish is not None:
+        gate = free * opened_gates(splats, seen.uncovered)
+        polish = _Polish.of(parameters, gate, camera, image, where, settings.polish)
+        polish(parameters, seen)
     neighbours = Neighbourhood.of(parameters.posed()[0].means.detach().numpy(), splats.kind)
     adam = GatedAdam(
         [
@@ -112,7 +129,68 @@ def optimise_to_photo(
         context.progress(STAGE, step + 1, settings.iterations, f"loss {float(loss.detach()):.4f}")
         if (step + 1) % settings.preview_every == 0:
             context.preview(_preview(parameters, whole))
+    if polish is not None:
+        polish(parameters)
     return parameters.bound()
+
+
+def _split(
+    splats: BoundSplats,
+    proxy: tuple[np.ndarray, np.ndarray, np.ndarray],
+    camera: PinholeCamera,
+    image: np.ndarray,
+    where: np.ndarray,
+    settings: DetailSettings | None,
+) -> tuple[BoundSplats, Blend]:
+    """The Gaussians, with finer ones where the photo has detail, and what the photo's camera sees of them."""
+    posed = splats.posed(*proxy)
+    seen = blend_of(to_tensors(posed), to_cameras(camera), where)
+    if settings is None:
+        return splats, seen
+    finer = split_for_detail(splats, posed, seen.uncovered, camera, image, where, settings)
+    if finer is splats:
+        return splats, seen
+    return finer, blend_of(to_tensors(finer.posed(*proxy)), to_cameras(camera), where)
+
+
+@dataclass(frozen=True)
+class _Polish:
+    """Solves for the colours of the geometry that was reached, at the photo's own resolution."""
+
+    cameras: Cameras
+    where: np.ndarray  # [H, W] bool, the P pixels that count
+    target: np.ndarray  # [P, 3] the photo there
+    gate: np.ndarray  # [N]
+    limits: tuple[np.ndarray, np.ndarray]  # [N, 3] each
+    settings: PolishSettings
+
+    @classmethod
+    def of(
+        cls,
+        parameters: SplatParameters,
+        gate: np.ndarray,
+        camera: PinholeCamera,
+        image: np.ndarray,
+        where: np.ndarray,
+        settings: PolishSettings,
+    ) -> _Polish:
+        """With limits from where the Gaussians are now."""
+        with torch.no_grad():
+            posed, colours = parameters.posed()
+        limits = colour_range(image, where, camera, posed.means.numpy(), colours.numpy(), settings)
+        target = np.asarray(image, np.float32)[where] / 255
+        return cls(to_cameras(camera), where, target, gate, limits, settings)
+
+    @torch.no_grad()
+    def __call__(self, parameters: SplatParameters, seen: Blend | None = None) -> None:
+        """Change the colours; `seen` is made anew where it is not given."""
+        posed, colours = parameters.posed()
+        seen = blend_of(posed, self.cameras, self.where) if seen is None else seen
+        before = colours.numpy()
+        limits = np.minimum(self.limits[0], before), np.maximum(self.limits[1], before)
+        after = polished_colours(before, self.gate, seen, self.target, limits, self.settings)
+        parameters.colours.add_(torch.from_numpy(after - before))
+        parameters.clamp_()
 
 
 def uncovered_by_hair(parameters: SplatParameters, kind: np.ndarray, views: list[View]) -> np.ndarray:

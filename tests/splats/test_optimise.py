@@ -20,7 +20,7 @@ from backend.splats.render import render, to_cameras, to_uint8
 from backend.splats.ssim import ssim_loss
 
 WIDTH, HEIGHT = 96, 128
-QUICK = OptimiseSettings(iterations=6, size_px=64, final_whole_views=2, preview_every=3)
+QUICK = OptimiseSettings(iterations=6, size_px=64, final_whole_views=2, preview_every=3, detail=None)
 
 
 def ellipsoid(rows: int = 14, columns: int = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -113,7 +113,7 @@ SHAPE = ("offsets_m", "scales_m", "opacities")
 
 
 def test_a_grey_cloud_becomes_the_photo(scene: Scene) -> None:
-    settings = OptimiseSettings(iterations=80, size_px=128, final_whole_views=20)
+    settings = OptimiseSettings(iterations=80, size_px=128, final_whole_views=20, detail=None)
     result = scene.optimise(settings=settings)
     before = photo_scores(scene.posed(scene.splats), scene.camera, scene.image, scene.mask, scene.held)
     after = photo_scores(scene.posed(result), scene.camera, scene.image, scene.mask, scene.held)
