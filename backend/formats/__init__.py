@@ -23,8 +23,8 @@ def _with_library(row: SplatFormat) -> SplatFormat:
 
 
 FORMATS: tuple[SplatFormat, ...] = (
+    SplatFormat("sog", (".sog", "meta.json"), "y_down", is_sog, read_sog, None),  # before glTF, which is JSON too
     *(_with_library(row) for row in SHARED_FORMATS),
-    SplatFormat("sog", (".sog", "meta.json"), "y_down", is_sog, read_sog, None),
 )
 """The table for `read_splats(path, formats=FORMATS)`."""
 

@@ -27,9 +27,10 @@ ZIP_MAGIC: Final = b"PK\x03\x04"
 
 _MAX_META_BYTES = 1 << 20
 _MAX_MEMBERS = 64
+_MAX_DIRECTORY_BYTES = 1 << 16
 _MAX_PICTURE_BYTES = 1 << 30
 _FREE_BYTES = 120_000_000
-_MAX_GROWTH = 48  # decoding may take this many times the file's size; see the same limit of SPZ
+_MAX_GROWTH = 100  # decoding may take this many times the size of the file, of which 10 to 20 bytes are a Gaussian
 _PALETTE_COLUMNS = 64
 _OTHERS = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])  # the components beside the largest, of w x y z
 _SIN_45 = float(np.sqrt(0.5))
@@ -39,8 +40,8 @@ _Load = Callable[[str], bytes]
 
 
 def is_sog(head: bytes) -> bool:
-    """Whether a file's first bytes are those of a zip archive."""
-    return head.startswith(ZIP_MAGIC)
+    """Whether a file's first bytes are those of a zip archive or of a `meta.json`."""
+    return head.startswith(ZIP_MAGIC) or (head.lstrip()[:1] == b"{" and b'"means"' in head)
 
 
 def read_sog(path: str | os.PathLike[str], *, drop_invalid: bool = False) -> ReadResult:
@@ -67,6 +68,8 @@ def read_sog(path: str | os.PathLike[str], *, drop_invalid: bool = False) -> Rea
 
 
 def _archive_loader(path: Path, data: bytes) -> _Load:
+    _check_directory(path, data)
+
     def load(name: str) -> bytes:
         try:
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -82,6 +85,16 @@ def _archive_loader(path: Path, data: bytes) -> _Load:
             raise FormatError(path, f"the zip archive is damaged ({' '.join(str(error).split())[:80]})") from None
 
     return load
+
+
+def _check_directory(path: Path, data: bytes) -> None:
+    """Look at the size of the archive's directory before `zipfile` makes an object of each of its entries."""
+    at = data.rfind(b"PK\x05\x06")
+    if at < 0 or at + 22 > len(data):
+        raise FormatError(path, "the zip archive is damaged (it has no end, so it is cut short)")
+    size = int.from_bytes(data[at + 12 : at + 16], "little")
+    if size > _MAX_DIRECTORY_BYTES or data[max(at - 20, 0) : at].startswith(b"PK\x06\x07"):  # the latter: zip64
+        raise FormatError(path, "the zip archive has a directory for far more than the nine files of a SOG")
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str, archive_bytes: int) -> bytes:

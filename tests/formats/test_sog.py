@@ -74,6 +74,7 @@ def test_extreme_values_come_back(tmp_path_factory: pytest.TempPathFactory, clou
 def test_an_unpacked_archive_is_read_by_its_meta_json(tmp_path: Path) -> None:
     cloud = random_cloud(30, 2)
     meta, files = sog(cloud)
+    meta = {"asset": {"generator": "another tool"}} | meta  # glTF has an entry of this name too
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "meta.json").write_text(json.dumps(meta))
@@ -158,6 +159,7 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "lying directory": (lying_zip, "zip archive is damaged|holds|is no JSON"),
     "zip bomb": (zip_bomb, "quats.webp unpacks to 200000000 bytes"),
     "many members": (lambda: archive({}, {f"{k}": b"" for k in range(100)}), "has 101 members"),
+    "very many members": (lambda: archive({}, {f"{k}": b"" for k in range(2000)}), "directory for far more than"),
     "no JSON": (with_meta(b"{"), "meta.json is no JSON"),
     "deep JSON": (with_meta(b"[" * 100_000), "meta.json is no JSON"),
     "another text": (with_meta(b"\xff\xfe\x00"), "meta.json is no JSON"),
