@@ -246,11 +246,12 @@ class BackendProcess:
     def _watch(self, link: _Link) -> None:
         """Everything that depends on time."""
         now, limits = self._clock(), self._limits
-        if link.closed and link.is_empty:
-            if link.group.exit_code() is not None:
+        if link.group.exit_code() is not None:  # which also ends its children, who may hold the pipe open
+            if (link.closed and link.is_empty) or now - self._heard > limits.terminate_s:
                 self._ended()
-            elif now - self._heard > limits.terminate_s:  # it closed its output and stays
-                link.group.kill()
+            return
+        if link.closed and link.is_empty and now - self._heard > limits.terminate_s:
+            link.group.kill()  # it closed its output and stays
             return
         if self.state is State.STARTING and now - self._since > limits.hello_s:
             link.group.kill()
