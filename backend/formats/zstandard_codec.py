@@ -16,7 +16,7 @@ class ZstandardCodec:
     """See `blender_addon.shared.formats.spz.Zstd`."""
 
     def decompress(self, data: bytes, limit: int) -> bytes:
-        """The first `limit` bytes, at most, of one frame.
+        """The first `limit` bytes, at most, of the frames.
 
         Raises:
             ValueError: If the data are damaged or cut short.
@@ -25,7 +25,8 @@ class ZstandardCodec:
 
         try:
             # The library's own limit for windows, 128 MB, holds: a frame cannot ask for more memory than that.
-            with zstandard.ZstdDecompressor().stream_reader(data, read_size=len(data) or 1) as reader:
+            decompressor = zstandard.ZstdDecompressor()
+            with decompressor.stream_reader(data, read_size=len(data) or 1, read_across_frames=True) as reader:
                 return reader.read(limit)
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from None

@@ -53,7 +53,7 @@ class Zstd(Protocol):
     """A zstd codec."""
 
     def decompress(self, data: bytes, limit: int) -> bytes:
-        """The first `limit` bytes, at most, of one frame.
+        """The first `limit` bytes, at most, of one or more frames.
 
         Raises:
             ValueError: If the data are damaged or cut short.
@@ -73,14 +73,19 @@ class StandardZstd:
 
     def decompress(self, data: bytes, limit: int) -> bytes:
         """See `Zstd`."""
-        decompressor = self._module.ZstdDecompressor()
-        try:
-            unpacked: bytes = decompressor.decompress(data, max_length=limit)
-        except self._module.ZstdError as error:
-            raise ValueError(str(error)) from None
-        if not decompressor.eof and len(unpacked) < limit:
-            raise ValueError("the frame is cut short")
-        return unpacked
+        parts: list[bytes] = []
+        while data and limit > 0:
+            decompressor = self._module.ZstdDecompressor()
+            try:
+                part: bytes = decompressor.decompress(data, max_length=limit)
+            except self._module.ZstdError as error:
+                raise ValueError(str(error)) from None
+            if not decompressor.eof and len(part) < limit:
+                raise ValueError("the frame is cut short")
+            parts.append(part)
+            limit -= len(part)
+            data = decompressor.unused_data
+        return b"".join(parts)
 
     def compress(self, data: bytes) -> bytes:
         """See `Zstd`."""
