@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "scipy", "cv2", "PIL", "numba", "mediapipe", "diffusers", "transformers", "gsplat", "smplx")
+HEAVY += ("zstandard",)
 FORBIDDEN = {
     "blender_addon": ("backend", *HEAVY),
     "backend": ("bpy", "bmesh", "mathutils", "gpu", "bl_ext"),
