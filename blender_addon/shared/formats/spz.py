@@ -338,7 +338,12 @@ def _apply_extensions(path: Path, result: ReadResult, extensions: Sequence[tuple
 
 
 def _from_system(cloud: GaussianCloud, system: str) -> GaussianCloud:
-    """A cloud in the frame whose axes point as the letters say, in right, up, back."""
+    """A cloud in the frame whose axes point as the letters say, in right, up, back.
+
+    The letters decide, as they do where the reference library writes. Its reader (0.2.3) differs in two points: it
+    undoes its own quarter turn wrongly for values 9, 10, 15 and 16, and it flips the last coefficient of degree 4,
+    which is even in y, with y.
+    """
     matrix = np.array([_DIRECTIONS[letter] for letter in system], np.float64).T
     if np.linalg.det(matrix) < 0:
         # Left-handed: invert at the origin, which a Gaussian's shape does not feel, and turn by the rest.
