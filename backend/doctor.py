@@ -47,6 +47,7 @@ def examine() -> tuple[Finding, ...]:
         _package("mediapipe", needed=True),
         _package("bpy", needed=False, absent="not in this Python; Blender itself, or pip install effigy[blender]"),
         _rasteriser(),
+        _cuda_rasteriser(),
         _gpu(),
         _body_model(),
         Finding("identity embedding", "none", "none"),
@@ -89,6 +90,15 @@ def _package(name: str, needed: bool, absent: str = "not installed") -> Finding:
 def _rasteriser() -> Finding:
     found = importlib.util.find_spec("numba") is not None
     return Finding("rasteriser", "portable (CPU)" if found else "none", "ok" if found else "missing")
+
+
+def _cuda_rasteriser() -> Finding:
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("numba") is None:
+        return Finding("cuda rasteriser", "unknown without torch and numba", "none")
+    from backend.raster import cuda
+
+    fault = cuda.why_not()
+    return Finding("cuda rasteriser", f"not used: {fault}" if fault else "gsplat", "none" if fault else "ok")
 
 
 def _gpu() -> Finding:

@@ -50,7 +50,7 @@ def rasterize(
     """
     wanted = tuple(outputs) if outputs is not None else default_outputs(splats, features)
     check(splats, cameras, features, background, geometry_gradient, wanted)
-    implementation, moves = _implementation(backend, splats.means.device)
+    implementation, moves = _implementation(backend, splats.means.device, splats.means.dtype)
     if moves:
         device = splats.means.device
         drawn = rasterize(
@@ -163,7 +163,7 @@ def _info(projected: Any, cameras: Cameras) -> dict[str, Any]:
     }
 
 
-def _implementation(backend: Backend, device: torch.device) -> tuple[ModuleType, bool]:
+def _implementation(backend: Backend, device: torch.device, dtype: torch.dtype) -> tuple[ModuleType, bool]:
     """The module of a back-end, and whether the tensors have to move to the CPU for it."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, not {backend!r}")
@@ -175,10 +175,14 @@ def _implementation(backend: Backend, device: torch.device) -> tuple[ModuleType,
         from backend.raster import cuda
 
         fault = cuda.why_not()
-        if not fault and device.type == "cuda":
+        if not fault and device.type != "cuda":
+            fault = f"the tensors are on {device}"
+        if not fault and dtype != torch.float32:
+            fault = f"gsplat knows float32 only, not {dtype}"
+        if not fault:
             return cuda, False
         if backend == "cuda":
-            raise ValueError(f"the cuda back-end does not work here: {fault or f'the tensors are on {device}'}")
+            raise ValueError(f"the cuda back-end does not work here: {fault}")
     from backend.raster import portable
 
     return portable, device.type != "cpu"
