@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bpy
 
+from .operators.animate import avatar_rig
 from .operators.display import EFFIGY_OT_display
 
 
@@ -19,6 +20,29 @@ class EFFIGY_PT_main(bpy.types.Panel):
     def draw(self, context: bpy.types.Context) -> None:
         """One button; the rest of the interface follows the generator."""
         self.layout.operator("effigy.import_avatar", icon="ARMATURE_DATA")
+
+
+class EFFIGY_PT_motion(bpy.types.Panel):
+    """Motion of the active avatar."""
+
+    bl_label = "Motion"
+    bl_idname = "EFFIGY_PT_motion"
+    bl_space_type = "VIEW_3D"
+    bl_region_type = "UI"
+    bl_category = "Effigy"
+    bl_parent_id = "EFFIGY_PT_main"
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        """Only for an avatar."""
+        return avatar_rig(context) is not None
+
+    def draw(self, context: bpy.types.Context) -> None:
+        """Import, copy, export."""
+        column = self.layout.column()
+        column.operator("effigy.import_motion", icon="IMPORT")
+        column.operator("effigy.copy_motion", icon="ARMATURE_DATA")
+        column.operator("effigy.export_bvh", icon="EXPORT")
 
 
 class EFFIGY_PT_display(bpy.types.Panel):

@@ -10,13 +10,17 @@ from . import panels
 from .cloud import engine
 from .cloud.create import splat_type, upgrade_clouds
 from .cloud.viewport import SplatViewport, node_display_for_saving, show_splats
-from .operators import display, import_avatar
+from .operators import animate, display, import_avatar
 
 _CLASSES: tuple[type, ...] = (
     engine.EFFIGY_RE_splats,
     import_avatar.EFFIGY_OT_import_avatar,
     display.EFFIGY_OT_display,
+    animate.EFFIGY_OT_import_motion,
+    animate.EFFIGY_OT_copy_motion,
+    animate.EFFIGY_OT_export_bvh,
     panels.EFFIGY_PT_main,
+    panels.EFFIGY_PT_motion,
     panels.EFFIGY_PT_display,
 )
 

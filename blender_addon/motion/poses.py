@@ -89,7 +89,7 @@ def place_photo(avatar: Avatar) -> PhotoPlacement:
     moved = np.eye(4)
     moved[:3, :3], moved[:3, 3] = turn, shift
     pose = pose.copy()
-    pose[0] = _axis_angle(turn @ axis_angle_to_matrices(pose[0]))
+    pose[0] = matrices_to_axis_angle(turn @ axis_angle_to_matrices(pose[0]))
     return PhotoPlacement(pose, turned[0] + shift - joints[0], w2c @ np.linalg.inv(moved))
 
 
@@ -111,8 +111,51 @@ def posed_joints(joints_m: np.ndarray, rotations: np.ndarray) -> np.ndarray:
     return np.stack(positions, axis=-2)
 
 
-def _axis_angle(rotation: np.ndarray) -> np.ndarray:
-    """Axis-angle [3] of a rotation matrix [3, 3], radians."""
-    w, *vector = matrices_to_wxyz(rotation)
-    length = float(np.linalg.norm(vector))
-    return np.array(vector) * (2 * np.arctan2(length, w) / length if length > 1e-12 else 2.0)
+def world_rotations(rotations: np.ndarray) -> np.ndarray:
+    """Global rotations [..., 55, 3, 3] of local ones."""
+    world = rotations.copy()
+    for joint in range(1, world.shape[-3]):
+        world[..., joint, :, :] = world[..., PARENTS[joint], :, :] @ rotations[..., joint, :, :]
+    return world
+
+
+def local_rotations(world: np.ndarray) -> np.ndarray:
+    """Local rotations [..., 55, 3, 3] of global ones; the inverse of `world_rotations`."""
+    local = world.copy()
+    local[..., 1:, :, :] = np.swapaxes(world[..., PARENTS[1:], :, :], -1, -2) @ world[..., 1:, :, :]
+    return local
+
+
+def lowest_points(joints_m: np.ndarray, rotations: np.ndarray) -> np.ndarray:
+    """Height of the lowest point of each foot, the root where it rests.
+
+    Args:
+        joints_m: [55, 3] rest joints; the floor is at height 0.
+        rotations: [F, 55, 3, 3] local rotations.
+
+    Returns:
+        [F, 2] metres, left and right.
+    """
+    rest = np.asarray(joints_m, np.float64)
+    posed, world = posed_joints(rest, rotations), world_rotations(rotations)
+    lowest = np.full((len(rotations), 2), np.inf)
+    for side, name in enumerate(("left", "right")):
+        ankle, ball = (JOINT_NAMES.index(f"{name}_{part}") for part in ("ankle", "foot"))
+        # Heel below and behind the ankle, ball below its joint, and the tip of the toes in front of it.
+        points = {
+            ankle: [(0.0, -rest[ankle, 1], -0.05)],
+            ball: [(0.0, -rest[ball, 1], 0.0), (0.0, -rest[ball, 1], 0.06)],
+        }
+        for joint, offsets in points.items():
+            for offset in offsets:
+                height = posed[:, joint, 1] + (world[:, joint] @ np.array(offset))[:, 1]
+                lowest[:, side] = np.minimum(lowest[:, side], height)
+    return lowest
+
+
+def matrices_to_axis_angle(rotations: np.ndarray) -> np.ndarray:
+    """Axis-angle [..., 3] of rotation matrices [..., 3, 3], radians."""
+    quaternion = matrices_to_wxyz(rotations)
+    length = np.linalg.norm(quaternion[..., 1:], axis=-1, keepdims=True)
+    angle = 2 * np.arctan2(length, quaternion[..., :1])
+    return quaternion[..., 1:] * np.where(length > 1e-12, angle / np.maximum(length, 1e-12), 2.0)

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..shared.gaussians import matrices_to_wxyz
-from ..shared.skeleton import JOINT_NAMES, PARENTS, axis_angle_to_matrices
-from .poses import Motion, face_of_photo, posed_joints
+from ..shared.skeleton import JOINT_NAMES, axis_angle_to_matrices
+from .poses import Motion, face_of_photo, lowest_points, matrices_to_axis_angle
 
 if TYPE_CHECKING:
     from ..shared.avatar import Avatar
@@ -73,33 +72,11 @@ def walk_pose(frames: int) -> np.ndarray:
 
 def _pelvis_path(joints_m: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Movement of the pelvis [F, 3]: the lowest point of the feet stays on the floor; a little to the standing side."""
-    rest = np.asarray(joints_m, np.float64)
-    rotations = axis_angle_to_matrices(pose)
-    lowest = np.full(len(pose), np.inf)
-    for side in ("left", "right"):
-        ankle, ball = (JOINT_NAMES.index(f"{side}_{part}") for part in ("ankle", "foot"))
-        # Heel below and behind the ankle, ball below its joint, and the tip of the toes in front of it.
-        points = {
-            ankle: [(0.0, -rest[ankle, 1], -0.05)],
-            ball: [(0.0, -rest[ball, 1], 0.0), (0.0, -rest[ball, 1], 0.06)],
-        }
-        posed = posed_joints(rest, rotations)
-        world = _world_rotations(rotations)
-        for joint, offsets in points.items():
-            for offset in offsets:
-                height = posed[:, joint, 1] + (world[:, joint] @ np.array(offset))[:, 1]
-                lowest = np.minimum(lowest, height)
+    lowest = lowest_points(joints_m, axis_angle_to_matrices(pose)).min(axis=1)
     path = np.zeros((len(pose), 3))
     path[:, 0] = 0.018 * np.sin(2 * np.pi * np.arange(len(pose)) / len(pose))
     path[:, 1] = -lowest
     return path
-
-
-def _world_rotations(rotations: np.ndarray) -> np.ndarray:
-    world = rotations.copy()
-    for joint in range(1, world.shape[1]):
-        world[:, joint] = world[:, PARENTS[joint]] @ rotations[:, joint]
-    return world
 
 
 def _compose(turns: list[tuple[str, np.ndarray | float]], frames: int) -> np.ndarray:
@@ -109,10 +86,7 @@ def _compose(turns: list[tuple[str, np.ndarray | float]], frames: int) -> np.nda
         vector = np.zeros((frames, 3))
         vector[:, "xyz".index(axis)] = np.radians(degrees)
         total = total @ axis_angle_to_matrices(vector)
-    quaternion = matrices_to_wxyz(total)
-    length = np.linalg.norm(quaternion[:, 1:], axis=1, keepdims=True)
-    angle = 2 * np.arctan2(length, quaternion[:, :1])
-    return quaternion[:, 1:] * np.where(length > 1e-9, angle / np.maximum(length, 1e-9), 2.0)
+    return matrices_to_axis_angle(total)
 
 
 def _periodic(samples: tuple[float, ...], phase: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import bpy
 import numpy as np
 from mathutils import Matrix
 
-from ..shared.axes import BODY_TO_BLENDER, body_to_blender_points
+from ..shared.axes import BODY_TO_BLENDER, blender_to_body_points, body_to_blender_points
 from ..shared.skeleton import BONE_NAMES, JOINT_NAMES, PARENTS, BoneRest, bone_rest
 
 if TYPE_CHECKING:
@@ -90,6 +90,12 @@ def bone_matrices(armature: bpy.types.Object) -> np.ndarray:
     """Rest axes of the 55 bones as Blender holds them, [55, 3, 3], columns x, y, z in the armature's space."""
     bones = armature.data.bones
     return np.array([np.array(bones[name].matrix_local)[:3, :3] for name in BONE_NAMES])
+
+
+def rest_joints(armature: bpy.types.Object) -> np.ndarray:
+    """Joints of the rest pose [55, 3], body frame, metres."""
+    heads = np.array([armature.data.bones[name].head_local for name in BONE_NAMES])
+    return blender_to_body_points(heads)
 
 
 def _build_bones(ob: bpy.types.Object, avatar: Avatar) -> None:

@@ -139,6 +139,50 @@ def falloff(folder: Path) -> dict[str, Any]:
     return {"pixels": pixels.tolist(), "base": read_attribute(ob.data, "radiance:base").tolist()}
 
 
+def motion(folder: Path) -> dict[str, Any]:
+    """Import a motion, export it, play it on a second avatar by file and by copying from the first."""
+    blender_addon.register()
+    file = Path(__file__).resolve().parent.parent / "motion" / "data" / "cmu1_jumping_jacks.bvh"
+    cloud, arrays = make_avatar(200)
+    first, second = (insert_avatar(name, cloud, arrays, "REST") for name in ("first", "second"))
+    scene = bpy.context.scene
+    scene.render.fps, scene.frame_start, scene.frame_end = 30, 1, 10
+
+    def choose(*objects: bpy.types.Object) -> None:
+        for ob in bpy.context.view_layer.objects:
+            ob.select_set(ob in objects)
+        bpy.context.view_layer.objects.active = objects[0]
+
+    def heads(ob: bpy.types.Object) -> list[list[list[float]]]:
+        found = []
+        for frame in (1, 40, 90):
+            scene.frame_set(frame)
+            found.append([list(ob.matrix_world @ ob.pose.bones[name].head) for name in BONE_NAMES])
+        return found
+
+    choose(first.cloud)
+    results = [bpy.ops.effigy.import_motion(filepath=str(file), keep_contacts=False)]
+    answer = {"frames": scene.frame_end, "played": heads(first.armature)}
+    choose(first.armature)
+    results.append(bpy.ops.effigy.export_bvh(filepath=str(folder / "out.bvh"), names="mixamo"))
+    choose(second.armature)
+    results.append(bpy.ops.effigy.import_motion(filepath=str(folder / "out.bvh"), keep_contacts=False))
+    answer["again"] = heads(second.armature)
+    choose(second.armature, first.armature)
+    results.append(bpy.ops.effigy.copy_motion(keep_contacts=False))
+    answer["copied"] = heads(second.armature)
+    (folder / "bad.bvh").write_text("no motion")
+    before = second.armature.animation_data.action.name
+    try:
+        bpy.ops.effigy.import_motion(filepath=str(folder / "bad.bvh"))
+        refused = ""
+    except RuntimeError as error:
+        refused = str(error)
+    answer |= {"refused": refused, "kept": second.armature.animation_data.action.name == before}
+    blender_addon.unregister()
+    return answer | {"finished": [result == {"FINISHED"} for result in results]}
+
+
 def main() -> int:
     question: Callable[[Path], dict[str, Any]] = globals()[sys.argv[1]]
     empty_file()

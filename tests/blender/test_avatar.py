@@ -112,3 +112,15 @@ def test_cycles_draws_the_gaussian(tmp_path: Path) -> None:
     display = np.array([0.9, 0.4, 0.1])
     linear = np.where(display <= 0.04045, display / 12.92, ((display + 0.055) / 1.055) ** 2.4)
     np.testing.assert_allclose(centre[:3] / centre[3], linear, atol=2e-3)
+
+
+def test_motion_from_a_file_to_the_rig_and_back(tmp_path: Path) -> None:
+    answer = ask("motion", tmp_path)
+    assert answer["finished"] == [True] * 4 and answer["frames"] == 125
+    played = np.array(answer["played"])
+    assert np.abs(played[1] - played[0]).max() > 0.2, "nothing moves"
+    # A roll of the hands apart, a motion that goes through a file, or is copied from another rig, is the same motion.
+    body = slice(0, 22)
+    np.testing.assert_allclose(np.array(answer["again"])[:, body], played[:, body], atol=2e-3)
+    np.testing.assert_allclose(np.array(answer["copied"])[:, body], played[:, body], atol=2e-3)
+    assert "bad.bvh" in answer["refused"] and answer["kept"]

@@ -1,0 +1,49 @@
+"""Motion of another armature in the scene, as if it had come from a file."""
+
+from __future__ import annotations
+
+import bpy
+import numpy as np
+
+from .bvh import Bvh, MotionError
+
+
+def sample_armature(ob: bpy.types.Object, first: int, last: int) -> Bvh:
+    """Play an armature and record it: constraints, drivers and whatever else moves it included.
+
+    Args:
+        ob: An armature object.
+        first: First frame.
+        last: Last frame, included.
+
+    Raises:
+        MotionError: If it has no bones, or there are no frames.
+    """
+    bones = sorted(ob.data.bones, key=lambda bone: len(bone.parent_recursive))
+    if not bones or last < first:
+        raise MotionError(f"{ob.name} has no bones, or there are no frames to copy")
+    row = {bone.name: k for k, bone in enumerate(bones)}
+    parents = np.array([row[bone.parent.name] if bone.parent else -1 for bone in bones])
+    heads = np.array([bone.head_local for bone in bones])
+    offsets = np.where(parents[:, None] >= 0, heads - heads[np.maximum(parents, 0)], 0.0)
+    ends = np.array([bone.tail_local - bone.head_local for bone in bones])
+    rest = np.array([np.array(bone.matrix_local)[:3, :3] for bone in bones])
+    scene = bpy.context.scene
+    before = scene.frame_current, scene.frame_subframe
+    turned, roots = [], []
+    try:
+        for frame in range(first, last + 1):
+            scene.frame_set(frame)
+            evaluated = ob.evaluated_get(bpy.context.evaluated_depsgraph_get())
+            poses = [np.array(evaluated.matrix_world @ evaluated.pose.bones[bone.name].matrix) for bone in bones]
+            turned.append([pose[:3, :3] / np.linalg.norm(pose[:3, :3], axis=0) for pose in poses])
+            roots.append(poses[0][:3, 3])
+    finally:
+        scene.frame_set(before[0], subframe=before[1])
+    # A bone's turn from its rest pose, in the armature's axes, is what a BVH file stores.
+    world = np.array(turned) @ np.swapaxes(rest, -1, -2)
+    local = world.copy()
+    children = parents >= 0
+    local[:, children] = np.swapaxes(world[:, parents[children]], -1, -2) @ world[:, children]
+    fps = scene.render.fps / scene.render.fps_base
+    return Bvh(tuple(row), parents, offsets, ends, local, np.array(roots), 1.0 / fps)

@@ -1,0 +1,179 @@
+"""Motion onto an avatar: from files, and from another armature of the scene; and back into a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bpy
+
+from ..motion.bvh import MotionError, read_bvh, write_bvh
+from ..motion.from_armature import sample_armature
+from ..motion.keys import assign_action, write_action
+from ..motion.poses import Motion, local_rotations
+from ..motion.retarget import RetargetSettings, retarget_bvh
+from ..motion.smplx_npz import read_smplx_motion
+from ..rig.armature import rest_joints
+from ..shared.axes import BODY_TO_BLENDER, blender_to_body_points
+from ..shared.bone_names import Convention, bone_name
+from ..shared.skeleton import BONE_NAMES, JOINT_NAMES, PARENTS
+
+_CONVENTIONS = [
+    ("smplx", "SMPL-X", "left_hip, left_knee, ..."),
+    ("mixamo", "Mixamo", "mixamorig:LeftUpLeg, ..."),
+    ("unreal", "Unreal", "thigh_l, calf_l, ..."),
+    ("vrm", "VRM", "leftUpperLeg, leftLowerLeg, ..."),
+    ("rigify", "Rigify", "thigh.L, shin.L, ..."),
+]
+
+
+def is_avatar_rig(ob: bpy.types.Object | None) -> bool:
+    """Whether an object is the armature of an avatar of ours."""
+    return ob is not None and ob.type == "ARMATURE" and "effigy_body_model" in ob
+
+
+def avatar_rig(context: bpy.types.Context) -> bpy.types.Object | None:
+    """The active avatar's armature; any of its parts may be active."""
+    ob = context.active_object
+    while ob is not None and not is_avatar_rig(ob):
+        ob = ob.parent
+    return ob
+
+
+class _RetargetOptions:
+    """Options that both ways share; annotations only, as Blender's mix-ins want them."""
+
+    speed: bpy.props.FloatProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Speed", description="2 plays twice as fast", default=1.0, min=0.1, max=10.0
+    )
+    in_place: bpy.props.BoolProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="In Place", description="Keep the figure above its place", default=False
+    )
+    keep_contacts: bpy.props.BoolProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Hold Feet", description="Feet that stand do not slide", default=True
+    )
+    face_front: bpy.props.BoolProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Face Front", description="Turn the motion so that it begins facing the front", default=True
+    )
+
+    def settings(self, scene: bpy.types.Scene) -> RetargetSettings:
+        fps = scene.render.fps / scene.render.fps_base
+        return RetargetSettings(fps, self.speed, self.in_place, self.keep_contacts, self.face_front)
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        return avatar_rig(context) is not None
+
+
+class EFFIGY_OT_import_motion(_RetargetOptions, bpy.types.Operator):
+    """Play a motion file on the active avatar: BVH of any skeleton, or SMPL-X and AMASS .npz."""
+
+    bl_idname = "effigy.import_motion"
+    bl_label = "Import Motion"
+    bl_options = {"REGISTER", "UNDO"}
+
+    filepath: bpy.props.StringProperty(subtype="FILE_PATH")  # pyright: ignore[reportInvalidTypeForm]
+    filter_glob: bpy.props.StringProperty(default="*.bvh;*.npz", options={"HIDDEN"})  # pyright: ignore[reportInvalidTypeForm]
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        """Ask for the file."""
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        """Read, retarget, make it the avatar's action; a bad file is reported and changes nothing."""
+        path = Path(bpy.path.abspath(self.filepath))
+        rig = avatar_rig(context)
+        assert rig is not None
+        settings = self.settings(context.scene)
+        try:
+            if path.suffix.lower() == ".npz":
+                motion = read_smplx_motion(path, rest_joints(rig), settings)
+            else:
+                motion = retarget_bvh(path.stem, read_bvh(path), rest_joints(rig), settings)
+        except (MotionError, OSError) as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
+        _play(rig, motion, context.scene)
+        self.report({"INFO"}, f"{path.name}: {len(motion.pose)} frames")
+        return {"FINISHED"}
+
+
+class EFFIGY_OT_copy_motion(_RetargetOptions, bpy.types.Operator):
+    """Play the motion of the other selected armature on the active avatar, over the scene's frames."""
+
+    bl_idname = "effigy.copy_motion"
+    bl_label = "Copy Motion of Selected"
+    bl_options = {"REGISTER", "UNDO"}
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        """Needs an avatar and one other armature."""
+        return avatar_rig(context) is not None and _other_armature(context) is not None
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        """Record and retarget."""
+        rig, other = avatar_rig(context), _other_armature(context)
+        assert rig is not None and other is not None
+        scene = context.scene
+        try:
+            recorded = sample_armature(other, scene.frame_start, scene.frame_end)
+            motion = retarget_bvh(other.name, recorded, rest_joints(rig), self.settings(scene))
+        except MotionError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
+        _play(rig, motion, scene)
+        return {"FINISHED"}
+
+
+class EFFIGY_OT_export_bvh(bpy.types.Operator):
+    """Write the active avatar's motion over the scene's frames as BVH."""
+
+    bl_idname = "effigy.export_bvh"
+    bl_label = "Export Motion (BVH)"
+
+    filepath: bpy.props.StringProperty(subtype="FILE_PATH", default="motion.bvh")  # pyright: ignore[reportInvalidTypeForm]
+    names: bpy.props.EnumProperty(name="Bone Names", items=_CONVENTIONS)  # pyright: ignore[reportInvalidTypeForm]
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        """Needs an avatar."""
+        return avatar_rig(context) is not None
+
+    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
+        """Ask for the file."""
+        context.window_manager.fileselect_add(self)
+        return {"RUNNING_MODAL"}
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        """Record and write, in the body frame (Y up) and metres."""
+        rig, scene = avatar_rig(context), context.scene
+        assert rig is not None
+        path = Path(bpy.path.abspath(self.filepath)).with_suffix(".bvh")
+        try:
+            recorded = sample_armature(rig, scene.frame_start, scene.frame_end)
+            rows = [recorded.names.index(bone) for bone in BONE_NAMES]
+            world = BODY_TO_BLENDER.T @ recorded.world()[0][:, rows] @ BODY_TO_BLENDER
+            names: Convention = self.names
+            write_bvh(
+                path, [bone_name(joint, names) or joint for joint in JOINT_NAMES], PARENTS, rest_joints(rig),
+                local_rotations(world), blender_to_body_points(recorded.positions), recorded.frame_seconds,
+            )  # fmt: skip
+        except (MotionError, OSError) as error:
+            self.report({"ERROR"}, f"{path.name} was not written: {error}")
+            return {"CANCELLED"}
+        self.report({"INFO"}, f"{path.name}: {len(world)} frames")
+        return {"FINISHED"}
+
+
+def _other_armature(context: bpy.types.Context) -> bpy.types.Object | None:
+    rig = avatar_rig(context)
+    others = [ob for ob in context.selected_objects if ob.type == "ARMATURE" and ob != rig]
+    return others[0] if len(others) == 1 else None
+
+
+def _play(rig: bpy.types.Object, motion: Motion, scene: bpy.types.Scene) -> None:
+    """Make a motion the rig's action, and the scene long enough for it."""
+    first = scene.frame_start
+    assign_action(rig, write_action(rig, motion, first))
+    scene.frame_end = max(scene.frame_end, first + len(motion.pose) - 1)
+    rig.update_tag(refresh={"TIME"})
