@@ -20,8 +20,16 @@ import numpy as np
 from PIL import Image
 
 from backend.formats.sog_meta import Meta, parse_meta
-from blender_addon.shared.formats.common import FormatError, ReadResult, checked_cloud, dropped_notes, require_count
-from blender_addon.shared.gaussians import SH_REST_COUNTS
+from blender_addon.shared.formats.common import (
+    FormatError,
+    ReadResult,
+    dropped_notes,
+    normalised,
+    refuse_damage,
+    require_count,
+    valid_rows,
+)
+from blender_addon.shared.gaussians import SH_REST_COUNTS, GaussianCloud
 
 ZIP_MAGIC: Final = b"PK\x03\x04"
 
@@ -150,19 +158,24 @@ def _decode(meta: Meta, load: _Load, file_bytes: int, drop_invalid: bool) -> Rea
     rotations, without_tag = _rotations(rows(meta.quats_file))
     if without_tag:
         notes.append(f"{without_tag} Gaussians had no rotation; it was set to none")
-    scales = np.empty((count, 3), np.float32)
-    logs = meta.scales.look_up(path, rows(meta.scales_file)[:, :3])
+    scales = meta.scales.look_up(path, rows(meta.scales_file)[:, :3])
     with np.errstate(over="ignore"):  # infinite is damage, which the check of the rows counts
-        np.exp(logs, out=scales)
+        np.exp(scales, out=scales)
     base = rows(meta.sh0_file)
-    sh_dc = meta.sh0.look_up(path, base[:, :3])
-    opacities = meta.opacities(base[:, 3])
-    sh_rest = np.zeros((count, 0, 3), np.float32)
-    if meta.shn_files and (meta.bands or meta.version == 1):
-        sh_rest = _harmonics(meta, load, rows(meta.shn_files[1]), file_bytes)
-    cloud, dropped = checked_cloud(
-        path, positions, scales, rotations, opacities, sh_dc, sh_rest, drop_invalid=drop_invalid
-    )
+    opacities, sh_dc = meta.opacities(base[:, 3]), meta.sh0.look_up(path, base[:, :3])
+    labels = rows(meta.shn_files[1]) if meta.shn_files else None
+    good = valid_rows(positions, scales, rotations, opacities, sh_dc)
+    dropped = count - int(np.count_nonzero(good))
+    if dropped:
+        refuse_damage(path, dropped, count, drop_invalid=drop_invalid)
+        kept = (a[good] for a in (positions, scales, rotations, opacities, sh_dc))
+        positions, scales, rotations, opacities, sh_dc = kept
+        labels = None if labels is None else labels[good]
+    # Last, and looked at no more: a palette's entries are finite, and this is by far the largest array.
+    sh_rest = np.zeros((len(positions), 0, 3), np.float32)
+    if labels is not None:
+        sh_rest = _harmonics(meta, load, labels, file_bytes)
+    cloud = GaussianCloud.of_checked(positions, scales, normalised(rotations), opacities, sh_dc, sh_rest)
     return ReadResult(cloud, "y_down", dropped=dropped, notes=(*dropped_notes(dropped), *notes))
 
 
@@ -208,7 +221,7 @@ def _harmonics(meta: Meta, load: _Load, labels: np.ndarray, file_bytes: int) -> 
     if int(index.max(initial=0)) >= entries:
         raise FormatError(path, f"names entry {int(index.max())} of a palette of {entries} spherical harmonics")
     palette = meta.shn.look_up(path, picture[:, :, :3].reshape(height * _PALETTE_COLUMNS, terms, 3))
-    return palette[index]
+    return np.ascontiguousarray(palette[index])
 
 
 def _picture(path: Path, name: str, data: bytes, count: int) -> tuple[np.ndarray, bool]:

@@ -26,7 +26,7 @@ class Codebook:
     values: np.ndarray
 
     def look_up(self, path: Path, codes: np.ndarray) -> np.ndarray:
-        """float32 of the shape of `codes` [..., 3] uint8.
+        """float32 of the shape of `codes` [..., 3] uint8, contiguous.
 
         Raises:
             FormatError: If a code is beyond the book.
@@ -35,7 +35,7 @@ class Codebook:
         if length < 256 and codes.size and int(codes.max()) >= length:
             raise FormatError(path, f"uses entry {int(codes.max())} of a codebook of {length}")
         if len(self.values) == 1:
-            return self.values[0][codes]
+            return np.ascontiguousarray(self.values[0][codes])  # numpy promises no order of what it gathers
         return np.stack([self.values[c][codes[..., c]] for c in range(codes.shape[-1])], axis=-1)
 
 

@@ -62,6 +62,9 @@ def test_what_another_encoder_wrote_comes_back(tmp_path: Path, version: int, deg
     result = read_sog(written(tmp_path, archive(*sog(cloud, version, width=13), method)))
     assert (result.notes, result.dropped, result.axes) == ((), 0, "y_down")
     assert_near(result.cloud, cloud, version)
+    for name in ("positions_m", "scales_m", "rotations_wxyz", "opacities", "sh_dc", "sh_rest"):
+        array = getattr(result.cloud, name)
+        assert array.dtype == np.float32 and array.flags.c_contiguous, name
 
 
 @given(cloud=clouds(max_degree=3))

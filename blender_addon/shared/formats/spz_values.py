@@ -76,7 +76,8 @@ def unpack(packed: Packed) -> GaussianCloud:
         scales[part] = np.exp(raw[3][part] / np.float32(16) - np.float32(10))
         rotations[part] = unpack_rotations(raw[4][part])
         harmonics[part] = (raw[5][part].astype(np.float32) - 128) / 128
-    return GaussianCloud(positions, scales, rotations, opacities, colours, harmonics)
+    # Every pattern of bits is a Gaussian, so nothing has to be looked at again.
+    return GaussianCloud.of_checked(positions, scales, rotations, opacities, colours, harmonics)
 
 
 def pack(cloud: GaussianCloud, version: int) -> tuple[Packed, tuple[str, ...]]:
