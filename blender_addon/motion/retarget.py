@@ -18,6 +18,8 @@ from .bvh import Bvh, MotionError
 from .poses import Motion, local_rotations, lowest_points, matrices_to_axis_angle, posed_joints, world_rotations
 
 _SIDES = ("left", "right")
+_FEET = np.array([[JOINT_NAMES.index(f"{s}_{part}") for part in ("ankle", "foot")] for s in _SIDES])
+
 _CONTACT_HEIGHT = 0.05
 """A foot stands while it is this close to the floor, in lengths of the leg ..."""
 
@@ -79,7 +81,10 @@ def retarget_bvh(name: str, bvh: Bvh, joints_m: np.ndarray, settings: RetargetSe
     joints = np.asarray(joints_m, np.float64)
     local = _turns(rotations, rest, source, joints)
     scale = leg_length(joints, JOINT_NAMES.index) / leg_length(rest, source.__getitem__)
-    feet = np.stack([positions[:, source.get(f"{s}_ankle", source[f"{s}_knee"])] for s in _SIDES], axis=1)
+    rows = [source[f"{s}_{part}"] for s in _SIDES for part in ("ankle", "foot") if f"{s}_{part}" in source]
+    if len(rows) != 4:
+        raise MotionError("no joints of the motion play the ankles and the balls of both feet")
+    feet = positions[:, rows].reshape(len(positions), 2, 2, 3)
     return finish(name, local, joints, scale * positions[:, source["pelvis"]], scale * feet, settings)
 
 
@@ -93,12 +98,12 @@ def finish(
         local: [F, 55, 3, 3] rotations.
         joints: [55, 3] rest joints, floor at height 0.
         pelvis: [F, 3] path of the source's pelvis, metres at our size.
-        feet: [F, 2, 3] paths of the source's ankles, left and right.
+        feet: [F, 2, 2, 3] paths of the source's feet, left and right, ankle and ball.
         settings: What to do.
     """
     path = _root_path(local, joints, pelvis, feet)
     if settings.keep_contacts:
-        local = _hold_feet(local, path, joints, feet, 1.0 / settings.fps)
+        local = _hold_feet(local, path, joints, feet[:, :, 0], 1.0 / settings.fps)
     if settings.in_place:
         path[:, [0, 2]] = 0.0
     if settings.face_front:
@@ -199,11 +204,14 @@ def leg_length(positions: np.ndarray, index: Callable[[str], int]) -> float:
 
 
 def _root_path(local: np.ndarray, joints: np.ndarray, pelvis: np.ndarray, feet: np.ndarray) -> np.ndarray:
-    """Movement of the pelvis [F, 3]: begins above the origin; the lower foot is as high as the source's lower foot."""
+    """Movement of the pelvis [F, 3]: begins above the origin; feet are as high above the floor as the source's."""
     path = pelvis - pelvis[0]
-    source_height = feet[..., 1].min(axis=1)
-    floor = np.percentile(source_height, 5)
-    path[:, 1] = np.maximum(source_height - floor, 0.0) - lowest_points(joints, local).min(axis=1)
+    ours = posed_joints(joints, local)[:, _FEET]
+    floor = np.percentile(feet[..., 1], 5, axis=0)
+    theirs = (feet[..., 1] - floor).min(axis=(1, 2))
+    path[:, 1] = theirs - (ours[..., 1] - joints[_FEET, 1]).min(axis=(1, 2))
+    # Whatever the source's feet are like, ours do not go through the floor.
+    path[:, 1] = np.maximum(path[:, 1], -lowest_points(joints, local).min(axis=1))
     return path
 
 

@@ -60,8 +60,8 @@ def read_smplx_motion(
 
     joints = np.asarray(joints_m, np.float64)
     pelvis = trans * (leg_length(joints, JOINT_NAMES.index) / _SMPLX_THIGH_M)
-    ankles = [JOINT_NAMES.index("left_ankle"), JOINT_NAMES.index("right_ankle")]
-    feet = posed_joints(joints, local)[:, ankles] + pelvis[:, None]
+    rows = [[JOINT_NAMES.index(f"{side}_{part}") for part in ("ankle", "foot")] for side in ("left", "right")]
+    feet = posed_joints(joints, local)[:, rows] + pelvis[:, None, None]
     return finish(path.stem, local, joints, pelvis, feet, settings)
 
 

@@ -121,6 +121,7 @@ def test_motion_from_a_file_to_the_rig_and_back(tmp_path: Path) -> None:
     assert np.abs(played[1] - played[0]).max() > 0.2, "nothing moves"
     # A roll of the hands apart, a motion that goes through a file, or is copied from another rig, is the same motion.
     body = slice(0, 22)
-    np.testing.assert_allclose(np.array(answer["again"])[:, body], played[:, body], atol=2e-3)
-    np.testing.assert_allclose(np.array(answer["copied"])[:, body], played[:, body], atol=2e-3)
+    # The floor is found anew from the heights of the feet, to a centimetre.
+    np.testing.assert_allclose(np.array(answer["again"])[:, body], played[:, body], atol=1e-2)
+    np.testing.assert_allclose(np.array(answer["copied"])[:, body], played[:, body], atol=1e-2)
     assert "bad.bvh" in answer["refused"] and answer["kept"]
