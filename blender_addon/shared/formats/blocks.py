@@ -81,7 +81,7 @@ def read_fully(path: Path, file: FileIO, part: np.ndarray) -> None:
     Raises:
         FormatError: If the file ends before.
     """
-    view = memoryview(part.view(np.uint8)).cast("B")
+    view = part.view(np.uint8).data.cast("B")
     done = 0
     while done < len(view):
         got = file.readinto(view[done:])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -216,7 +216,7 @@ def reserve(file: BinaryIO, size: int) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path) -> Generator[BinaryIO, None, None]:
     """Open a file for writing that appears under its name only when it is whole."""
     part = path.with_name(path.name + ".part")
     try:

@@ -295,7 +295,7 @@ def write_glb(path: Path, document: JsonObject, arrays: list[np.ndarray]) -> lis
     text += b" " * (-len(text) % 4)
     body: list[bytes | memoryview] = []
     for array in arrays:
-        body += [memoryview(array.reshape(-1).view(np.uint8)), bytes(-array.nbytes % 4)]
+        body += [array.reshape(-1).view(np.uint8).data, bytes(-array.nbytes % 4)]
     size = sum(len(part) for part in body)
     total = 12 + 8 + len(text) + 8 + size
     if total >= 2**32:

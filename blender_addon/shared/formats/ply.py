@@ -331,7 +331,7 @@ def _write_run(
         for start in range(span[0], span[1], len(table)):
             block = table[: min(start + len(table), span[1]) - start]
             _encode(cloud, start, block)
-            write_fully(file, memoryview(block).cast("B"))
+            write_fully(file, block.data.cast("B"))
 
 
 def _encode(cloud: GaussianCloud, start: int, rows: np.ndarray) -> None:

@@ -107,4 +107,4 @@ def _write_run(path: Path, cloud: GaussianCloud, span: tuple[int, int], rows: in
             part["colour"] = np.rint(cloud.colours[own] * 255)
             part["opacity"] = np.rint(cloud.opacities[own] * 255)
             part["turn"] = np.clip(np.rint(cloud.rotations_wxyz[own] * 128 + 128), 0, 255)
-            write_fully(file, memoryview(part.view(np.uint8)).cast("B"))
+            write_fully(file, part.view(np.uint8).data.cast("B"))
