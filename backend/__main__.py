@@ -40,13 +40,14 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--resume", action="store_true", help="go on where an interrupted run of this job stopped")
 
     render = commands.add_parser("render", help="render an avatar or a splat file")
-    source = "folder of an avatar, or a .ply of splats; several are drawn with one camera"
-    render.add_argument("sources", type=Path, nargs="+", metavar="BUNDLE_OR_PLY", help=source)
+    source = "folder of an avatar, or any splat file; several are drawn with one camera"
+    render.add_argument("sources", type=Path, nargs="+", metavar="BUNDLE_OR_FILE", help=source)
     render.add_argument("--out", type=Path, required=True, metavar="PNG", help="for several sources a folder")
     render.add_argument("--azimuth", type=float, default=0.0, metavar="DEG", help="0 front, 90 the subject's left")
     render.add_argument("--elevation", type=float, default=0.0, metavar="DEG", help="positive looks down")
     render.add_argument("--size", type=int, default=512, metavar="PX")
     render.add_argument("--turntable", type=int, default=1, metavar="N", help="N views around: NAME_000.png and so on")
+    render.add_argument("--from-axes", choices=AXES, help="of a splat file, where they are not what its format says")
     render.add_argument("--pose", choices=("rest", "photo"), default="rest", help="of an avatar")
     render.add_argument("--set", action="append", default=[], metavar="CONTROL=VALUE", help="a facial action, 0..1")
 

@@ -18,7 +18,7 @@ from backend.formats import FORMATS
 from backend.preview import draw_view, photo_actions
 from backend.splats.deform import pose_avatar
 from blender_addon.shared.avatar import Avatar, BundleError, read_bundle
-from blender_addon.shared.formats import read_splats
+from blender_addon.shared.formats import Axes, read_splats
 from blender_addon.shared.gaussians import GaussianCloud
 
 MAX_SIDE_PX = 8192
@@ -46,7 +46,7 @@ def render_command(options: Namespace, controls: Mapping[str, str]) -> int:
         return _render_sequence(options, controls)
     if options.out.suffix.lower() != ".png":
         raise UserError(f"--out takes the name of a .png file, not {options.out.name}")
-    cloud = _posed_source(options.sources[0], options.pose, controls)
+    cloud = _posed_source(options.sources[0], options, controls)
     bounds = _bounds(cloud)
     for index in range(options.turntable):
         azimuth = options.azimuth + 360.0 * index / options.turntable
@@ -65,13 +65,13 @@ def _render_sequence(options: Namespace, controls: Mapping[str, str]) -> int:
     if len({source.stem for source in options.sources}) < len(options.sources):
         raise UserError("two of the files have the same name; render them one by one")
     # Read twice: a long sequence need not fit into memory, and the camera has to know every frame.
-    corners = [_bounds(_posed_source(source, options.pose, controls)) for source in options.sources]
+    corners = [_bounds(_posed_source(source, options, controls)) for source in options.sources]
     low, high = np.min([low for low, _ in corners], axis=0), np.max([high for _, high in corners], axis=0)
     margin = 0.04 * (high - low).max()  # nearer limbs look larger than the box that the camera is set by
     bounds = (low - margin, high + margin)
     sink = TerminalSink(sys.stdout)
     for index, source in enumerate(options.sources):
-        cloud = _posed_source(source, options.pose, controls)
+        cloud = _posed_source(source, options, controls)
         image = draw_view(cloud, options.azimuth, options.elevation, options.size, bounds)
         write_png(options.out / f"{source.stem}.png", image)
         sink.progress("drawing frames", index + 1, len(options.sources), source.stem)
@@ -79,8 +79,9 @@ def _render_sequence(options: Namespace, controls: Mapping[str, str]) -> int:
     return DONE
 
 
-def _posed_source(source: Path, pose_name: str, controls: Mapping[str, str]) -> GaussianCloud:
-    cloud, avatar = read_source(source)
+def _posed_source(source: Path, options: Namespace, controls: Mapping[str, str]) -> GaussianCloud:
+    cloud, avatar = read_source(source, options.from_axes)
+    pose_name: str = options.pose
     if avatar is not None:
         weights = parse_controls(controls, avatar)
         pose = avatar.photo_pose if pose_name == "photo" else np.zeros_like(avatar.photo_pose)
@@ -96,10 +97,14 @@ def _bounds(cloud: GaussianCloud) -> tuple[np.ndarray, np.ndarray]:
     return np.percentile(cloud.positions_m, 0.2, axis=0), np.percentile(cloud.positions_m, 99.8, axis=0)
 
 
-def read_source(source: Path) -> tuple[GaussianCloud, Avatar | None]:
+def read_source(source: Path, axes: Axes | None = None) -> tuple[GaussianCloud, Avatar | None]:
     """The cloud of a bundle folder or of any splat file, and the avatar where it has one.
 
     What a file's reader has to say besides goes to standard error.
+
+    Args:
+        source: Folder or file.
+        axes: Of a splat file, where they are not what its format or the file itself says.
 
     Raises:
         UserError: If it cannot be read.
@@ -107,7 +112,7 @@ def read_source(source: Path) -> tuple[GaussianCloud, Avatar | None]:
     try:
         if source.is_dir():
             return read_bundle(source)
-        result = read_splats(source, formats=FORMATS, drop_invalid=True)
+        result = read_splats(source, formats=FORMATS, axes=axes, drop_invalid=True)
         for note in result.notes:
             print(f"{source.name}: {note}", file=sys.stderr)
         return result.cloud, None
