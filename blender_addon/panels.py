@@ -6,6 +6,7 @@ import bpy
 
 from .operators.animate import avatar_rig
 from .operators.display import EFFIGY_OT_display
+from .operators.edit import splat_objects
 
 
 class EFFIGY_PT_main(bpy.types.Panel):
@@ -18,8 +19,11 @@ class EFFIGY_PT_main(bpy.types.Panel):
     bl_category = "Effigy"
 
     def draw(self, context: bpy.types.Context) -> None:
-        """One button; the rest of the interface follows the generator."""
-        self.layout.operator("effigy.import_avatar", icon="ARMATURE_DATA")
+        """Import of avatars and splats; the rest of the interface follows the generator."""
+        column = self.layout.column()
+        column.operator("effigy.import_avatar", icon="ARMATURE_DATA")
+        column.operator("effigy.import_splats", icon="IMPORT")
+        column.operator("effigy.export_splats", icon="EXPORT")
 
 
 class EFFIGY_PT_motion(bpy.types.Panel):
@@ -43,6 +47,29 @@ class EFFIGY_PT_motion(bpy.types.Panel):
         column.operator("effigy.import_motion", icon="IMPORT")
         column.operator("effigy.copy_motion", icon="ARMATURE_DATA")
         column.operator("effigy.export_bvh", icon="EXPORT")
+
+
+class EFFIGY_PT_edit(bpy.types.Panel):
+    """Editing of the selected Gaussians."""
+
+    bl_label = "Edit"
+    bl_idname = "EFFIGY_PT_edit"
+    bl_space_type = "VIEW_3D"
+    bl_region_type = "UI"
+    bl_category = "Effigy"
+    bl_parent_id = "EFFIGY_PT_main"
+    bl_options = {"DEFAULT_CLOSED"}
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        """Only where clouds are selected."""
+        return bool(splat_objects(context))
+
+    def draw(self, context: bpy.types.Context) -> None:
+        """One button per operator."""
+        column = self.layout.column(align=True)
+        for name in ("crop", "clean", "decimate", "colour", "merge", "apply_transform"):
+            column.operator(f"effigy.{name}")
 
 
 class EFFIGY_PT_display(bpy.types.Panel):

@@ -10,17 +10,27 @@ from . import panels
 from .cloud import engine
 from .cloud.create import splat_type, upgrade_clouds
 from .cloud.viewport import SplatViewport, node_display_for_saving, show_splats
-from .operators import animate, display, import_avatar
+from .operators import animate, display, edit, export_splats, import_avatar, import_splats
 
 _CLASSES: tuple[type, ...] = (
     engine.EFFIGY_RE_splats,
     import_avatar.EFFIGY_OT_import_avatar,
     display.EFFIGY_OT_display,
+    import_splats.EFFIGY_OT_import_splats,
+    import_splats.EFFIGY_FH_splats,
+    export_splats.EFFIGY_OT_export_splats,
+    edit.EFFIGY_OT_crop,
+    edit.EFFIGY_OT_clean,
+    edit.EFFIGY_OT_decimate,
+    edit.EFFIGY_OT_colour,
+    edit.EFFIGY_OT_merge,
+    edit.EFFIGY_OT_apply_transform,
     animate.EFFIGY_OT_import_motion,
     animate.EFFIGY_OT_copy_motion,
     animate.EFFIGY_OT_export_bvh,
     panels.EFFIGY_PT_main,
     panels.EFFIGY_PT_motion,
+    panels.EFFIGY_PT_edit,
     panels.EFFIGY_PT_display,
 )
 
@@ -103,6 +113,8 @@ def register() -> None:
     """Register the classes and handlers, and start drawing."""
     for cls in _CLASSES:
         bpy.utils.register_class(cls)
+    bpy.types.TOPBAR_MT_file_import.append(import_splats.draw_import_menu)
+    bpy.types.TOPBAR_MT_file_export.append(export_splats.draw_export_menu)
     _sessions.append(_Session())
 
 
@@ -110,6 +122,8 @@ def unregister() -> None:
     """The reverse; Blender may have removed parts at exit already."""
     while _sessions:
         _sessions.pop().close()
+    bpy.types.TOPBAR_MT_file_import.remove(import_splats.draw_import_menu)
+    bpy.types.TOPBAR_MT_file_export.remove(export_splats.draw_export_menu)
     for cls in reversed(_CLASSES):
         if getattr(cls, "is_registered", True):
             bpy.utils.unregister_class(cls)

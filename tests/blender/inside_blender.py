@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from bpy_extras.object_utils import world_to_camera_view
 import blender_addon
 from blender_addon.cloud.create import create_cloud_object, read_attribute, read_cloud
 from blender_addon.cloud.display import add_display
+from blender_addon.cloud.edit import posed_cloud
 from blender_addon.rig.assemble import insert_avatar
+from blender_addon.shared.formats import write_splats
 from blender_addon.shared.gaussians import GaussianCloud
 from blender_addon.shared.skeleton import BONE_NAMES
 from tests.blender.synthetic import make_avatar, write_synthetic_bundle
@@ -181,6 +184,84 @@ def motion(folder: Path) -> dict[str, Any]:
     answer |= {"refused": refused, "kept": second.armature.animation_data.action.name == before}
     blender_addon.unregister()
     return answer | {"finished": [result == {"FINISHED"} for result in results]}
+
+
+def splat_files(folder: Path) -> dict[str, Any]:
+    """Import of every format by the operator, edits, and export again."""
+    blender_addon.register()
+    wild = random_cloud(15)
+    clean = replace(
+        wild, positions_m=np.clip(wild.positions_m, -3, 3), scales_m=np.minimum(wild.scales_m, 0.5),
+        opacities=np.maximum(wild.opacities, 0.01),
+    )  # fmt: skip
+    far = np.array(clean.positions_m)
+    far[5] = 1e4
+    write_splats(folder / "in.ply", replace(clean, positions_m=far))
+    counts: dict[str, int] = {}
+
+    def imported(name: str, **options: Any) -> bpy.types.Object:
+        bpy.ops.effigy.import_splats(directory=str(folder), files=[{"name": name}], **options)
+        ob = bpy.context.view_layer.objects.active
+        counts[name] = len(ob.data.points)
+        return ob
+
+    ob = imported("in.ply")
+    answer: dict[str, Any] = {"dropped": len(clean) - counts["in.ply"]}
+    results = []
+    for suffix in (".ply", ".compressed.ply", ".spz", ".glb", ".splat"):
+        results.append(bpy.ops.effigy.export_splats(filepath=str(folder / f"out{suffix}"), format=suffix))
+    for suffix in (".ply", ".compressed.ply", ".spz", ".glb", ".splat"):
+        back = imported(f"out{suffix}")
+        error = np.abs(read_cloud(back.data).positions_m - read_cloud(ob.data).positions_m)
+        answer[f"error{suffix}"] = float(np.sort(error.max(axis=1))[-2]) if suffix != ".compressed.ply" else 0.0
+        bpy.data.objects.remove(back)
+    few = imported("in.ply", budget=100, degree=1)
+    answer["few"] = [counts["in.ply"], read_cloud(few.data).degree]
+    bpy.data.objects.remove(few)
+
+    def choose(*objects: bpy.types.Object) -> None:
+        for other in bpy.context.view_layer.objects:
+            other.select_set(other in objects)
+        bpy.context.view_layer.objects.active = objects[0]
+
+    mesh = bpy.data.meshes.new("box")
+    mesh.from_pydata([(x, y, z) for x in (0, 9) for y in (-9, 9) for z in (-9, 9)], [], [])
+    box = bpy.data.objects.new("box", mesh)
+    bpy.context.scene.collection.objects.link(box)
+    choose(ob, box)
+    results.append(bpy.ops.effigy.crop())
+    answer["lowest_x"] = float(read_cloud(ob.data).positions_m[:, 0].min())
+    choose(ob)
+    before = read_cloud(ob.data)
+    ob.location, ob.scale = (1, 2, 3), (2, 2, 2)
+    bpy.context.view_layer.update()
+    results.append(bpy.ops.effigy.apply_transform())
+    after = read_cloud(ob.data)
+    answer["applied"] = float(np.abs(after.positions_m - (2 * before.positions_m + [1, 2, 3])).max())
+    results.append(bpy.ops.effigy.colour(saturation=0.0))
+    answer["grey"] = float(np.ptp(read_cloud(ob.data).sh_dc, axis=1).max())
+    results.append(bpy.ops.effigy.clean(opacity=0.5))
+    answer["faintest"] = float(read_cloud(ob.data).opacities.min())
+    results.append(bpy.ops.effigy.decimate(budget=50))
+    answer["left"] = len(ob.data.points)
+    answer["display"] = [m.name for m in ob.modifiers]
+
+    cloud, arrays = make_avatar(400)
+    objects = insert_avatar("bound", cloud, arrays, "WALK")
+    bpy.context.scene.frame_set(9)
+    choose(objects.cloud)
+    posed = posed_cloud(objects.cloud).positions_m
+    strong = read_cloud(objects.cloud.data).opacities >= np.median(cloud.opacities)
+    results.append(bpy.ops.effigy.clean(opacity=float(np.median(cloud.opacities)), floaters=False))
+    answer["still_bound"] = float(np.abs(posed_cloud(objects.cloud).positions_m - posed[strong]).max())
+    (folder / "broken.spz").write_bytes(b"nothing")
+    try:
+        imported("broken.spz")
+        answer["refused"] = ""
+    except RuntimeError as error:
+        answer["refused"] = str(error)
+    blender_addon.unregister()
+    return answer | {"counts": counts, "finished": [result == {"FINISHED"} for result in results]}
 
 
 def main() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,15 @@ import pytest
 from blender_addon.motion.poses import posed_joints
 from blender_addon.shared.gaussians import wxyz_to_matrices
 from blender_addon.shared.skeleton import BONE_NAMES, FACIAL_ACTIONS, JOINT_NAMES, PARENTS, axis_angle_to_matrices
+from tests.blender.interpreters import BLENDERS, find_blender
 from tests.blender.synthetic import make_avatar
 
 pytestmark = pytest.mark.blender
 
 
-def ask(question: str, folder: Path) -> dict[str, Any]:
+def ask(question: str, folder: Path, blender: str = "this") -> dict[str, Any]:
     script = Path(__file__).parent / "inside_blender.py"
-    command = [sys.executable, str(script), question, str(folder)]
+    command = [find_blender(blender), str(script), question, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     answer = next(line for line in done.stdout.splitlines() if line.startswith("ANSWER "))
@@ -125,3 +125,17 @@ def test_motion_from_a_file_to_the_rig_and_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.array(answer["again"])[:, body], played[:, body], atol=1e-2)
     np.testing.assert_allclose(np.array(answer["copied"])[:, body], played[:, body], atol=1e-2)
     assert "bad.bvh" in answer["refused"] and answer["kept"]
+
+
+@pytest.mark.parametrize("blender", BLENDERS)
+def test_splat_files_in_edited_and_out_again(tmp_path: Path, blender: str) -> None:
+    answer = ask("splat_files", tmp_path, blender)
+    assert all(answer["finished"]) and len(answer["finished"]) == 11
+    assert answer["dropped"] == 1, "the floater stayed, or more than it went"
+    for suffix, most in ((".ply", 1e-6), (".spz", 3e-4), (".glb", 1e-6), (".splat", 1e-6)):
+        assert answer[f"error{suffix}"] <= most, suffix
+    assert answer["few"][0] <= 100 and answer["few"][1] == 1
+    assert answer["lowest_x"] >= 0 and answer["applied"] < 1e-5 and answer["grey"] < 1e-5
+    assert answer["faintest"] >= 0.5 and 1 <= answer["left"] <= 50 and answer["display"] == ["Display"]
+    assert answer["still_bound"] < 1e-6, "what is left no longer follows the rig"
+    assert "broken.spz" in answer["refused"]
