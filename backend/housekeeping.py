@@ -98,5 +98,5 @@ def _changed(folder: Path) -> float:
 def _sweep(folder: Path) -> None:
     """Remove half-written files that a dead process left beside the job's own."""
     if not is_busy(folder):
-        for path in folder.glob(f"*{PART}"):
+        for path in [*folder.glob(f"*{PART}"), *folder.glob(f".*.partial/**/*{PART}")]:
             path.unlink(missing_ok=True)

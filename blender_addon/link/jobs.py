@@ -133,6 +133,7 @@ class JobQueue:
         self._idle_since = clock()
         self._jobs: dict[str, Job] = {}
         self._active = ""
+        self._ended: list[str] = []
         self._results: SimpleQueue[tuple[str, str, str]] = SimpleQueue()
         self._timings = Timings(root / "timings.json")
 
@@ -233,14 +234,14 @@ class JobQueue:
         """Take what has come and give the next job to the backend.
 
         Returns:
-            Jobs that ended since the last time.
+            Jobs that ended since the last time, those included that were cancelled while they waited; each once.
         """
-        ended_before = {job_id for job_id, job in self._jobs.items() if job.status in ENDED}
         for message in self.process.poll(budget_s):
             self._receive(message)
         self._take_results()
         self._dispatch()
-        return tuple(j for i, j in self._jobs.items() if j.status in ENDED and i not in ended_before)
+        ended, self._ended = self._ended, []
+        return tuple(self._jobs[job_id] for job_id in ended if job_id in self._jobs)
 
     def close(self) -> None:
         """End the process; running jobs can be resumed in the next session."""
@@ -346,6 +347,7 @@ class JobQueue:
 
     def _end(self, job_id: str, status: Status, **changes: Any) -> None:
         self._set(job_id, status=status, ended=self._clock(), **changes)
+        self._ended.append(job_id)
         folder = self._jobs[job_id].folder
         state = _read_json(folder / STATE)
         if not state or state.get("state") != status:  # the backend has written it, unless it could not

@@ -161,12 +161,12 @@ def test_08_cancel_before_during_and_after(queue: JobQueue, photo: Path) -> None
     waiting = queue.submit("stub", {"steps": 1}, photo)
     fresh = queue.submit("stub", {"steps": 1}, photo)
     queue.cancel(fresh)
-    tick_until(queue, lambda: state(queue, running).stage == "Loop", "the loop")
+    assert fresh in [job.job_id for job in tick_until(queue, lambda: state(queue, running).stage == "Loop", "the loop")]
     queue.cancel(waiting)
     queue.cancel(running)
     assert state(queue, running).status == "cancelling" and state(queue, waiting).status == "cancelled"
     pid = queue.process.pid
-    run_to_end(queue, running)
+    run_to_end(queue, running, waiting)
     assert state(queue, running).status == on_disk(state(queue, running)) == "cancelled"
     assert not (queue.root / running / "result").exists() and half_files(queue.root) == []
     after = queue.submit("stub", {"steps": 1}, photo)
