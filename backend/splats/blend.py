@@ -12,7 +12,8 @@ from numba import njit
 
 from backend.raster import Cameras, SplatTensors
 from backend.raster.portable import project
-from backend.raster.tiles import ALPHA_CEILING, ALPHA_FLOOR, TRANSMITTANCE_FLOOR
+from backend.raster.sorting import ALPHA_FLOOR
+from backend.raster.tiles import ALPHA_CEILING, TRANSMITTANCE_FLOOR
 
 LEAST_WEIGHT = 1e-3
 """Smaller shares of a pixel are not listed: a quarter of a step of an 8-bit colour, and half of the entries."""
