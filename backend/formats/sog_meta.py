@@ -171,6 +171,8 @@ class _Entries:
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise self._wrong(names, "is no whole number")
+        if abs(value) >= 1 << 64:
+            raise self._wrong(names, "is a number of more than 64 bits")
         return value
 
     def numbers(self, *names: str, length: int) -> tuple[float, ...]:

@@ -169,6 +169,7 @@ DAMAGE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a list": (with_meta(b"[]"), "means.mins is no list of 3 numbers"),
     "version 3": (changed("version", to=3), "is SOG version 3; versions 1 and 2"),
     "count missing": (changed("count", to=None), "count is no whole number"),
+    "count without end": (changed("count", to=1e300), "count is a number of more than 64 bits"),
     "count 0": (changed("count", to=0), "holds no Gaussians"),
     "count negative": (changed("count", to=-5), "announces -5 Gaussians"),
     "count beyond the limit": (changed("count", to=2**63), "announces 9223372036854775808 Gaussians"),
