@@ -104,7 +104,8 @@ def _write_run(path: Path, cloud: GaussianCloud, span: tuple[int, int], rows: in
             own = slice(start, start + len(part))
             part["position"] = cloud.positions_m[own]
             part["scale"] = cloud.scales_m[own]
-            part["colour"] = np.rint(cloud.colours[own] * 255)
+            colours = np.clip(cloud.sh_dc[own] * np.float32(SH_C0) + np.float32(0.5), 0, 1)
+            part["colour"] = np.rint(colours * 255)
             part["opacity"] = np.rint(cloud.opacities[own] * 255)
             part["turn"] = np.clip(np.rint(cloud.rotations_wxyz[own] * 128 + 128), 0, 255)
             write_fully(file, part.view(np.uint8).data.cast("B"))
