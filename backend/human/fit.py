@@ -189,6 +189,7 @@ def observe(person: Person, body: BodyModel, settings: FitSettings) -> tuple[Obs
     sd = np.sqrt((settings.keypoint_sd_m * pixels_per_m) ** 2 + spread**2)
     tied = np.asarray(body.pose_keypoints.sum(axis=1)).ravel() > 0.5  # a user's model may lack some points
     precision = np.where((visibility > 0.3) & tied, visibility / sd, 0.0)
+    precision[list(terms.LANDMARK_PRECISION)] *= list(terms.LANDMARK_PRECISION.values())
     hidden = hidden_hands(person)
     for side in np.flatnonzero(hidden):
         precision[[15 + side, 17 + side, 19 + side, 21 + side]] *= 0.5  # mediapipe guesses where they are
@@ -216,6 +217,7 @@ def observe(person: Person, body: BodyModel, settings: FitSettings) -> tuple[Obs
         feet_seen=torch.tensor(np.where(feet > 0.5, feet, 0.0), dtype=DTYPE),
         distance_px=distance,
         pixels_per_m=pixels_per_m,
+        pitch_rad=_camera_pitch(person, world, keypoints / pixels_per_m, visibility),
     )
     return observation, unseen
 
@@ -267,11 +269,10 @@ def _bone_directions(
     d = d / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-6)
     lines = gain == terms.LINE_GAIN
     gain[lines] += terms.LINE_GAIN_FRONTAL * np.exp(-((d[lines, 2] / terms.LINE_FRONTAL) ** 2))
-    for side in (0, 1):
-        row = int(np.flatnonzero((pairs[:, 0] == 13 + side) & (pairs[:, 1] == 15 + side))[0])
-        length = np.linalg.norm(flat_m[15 + side] - flat_m[13 + side]) / terms.FOREARM_LENGTH_M
-        offset[row] += terms.FOREARM_GAIN * (min(float(length), 1.2) - 1.0)
-    d[:, 2] = np.clip(gain * d[:, 2] + offset, -0.999, 0.999)
+    arms = _arm_depths(world, d, flat_m)
+    d[:, 2] = gain * d[:, 2] + offset
+    d[: terms.ARMS, 2] = arms
+    d[:, 2] = np.clip(d[:, 2], -0.999, 0.999)
     for side in np.flatnonzero(hidden):
         for first, (dz, dz_sd) in zip((11 + side, 13 + side), terms.HIDDEN_ARM, strict=True):
             row = int(np.flatnonzero((pairs[:, 0] == first) & (pairs[:, 1] == first + 2))[0])
@@ -283,6 +284,43 @@ def _bone_directions(
     share = np.where(seen > 0.5, seen, 0.0)
     precision = np.stack([share / 0.3, share / 0.3, share / sd], axis=1)
     return pairs, d, precision
+
+
+def _arm_depths(world: np.ndarray, directions: np.ndarray, flat_m: np.ndarray) -> np.ndarray:
+    """[4] dz of left and right upper arm, left and right forearm by `terms.ARM_DZ`.
+
+    `directions` [M, 3] are mediapipe's own, `flat_m` [33, 2] the picture's landmarks in mediapipe's metres.
+    """
+    made = np.zeros(terms.ARMS)
+    turn = float(np.arctan2(*(world[11] - world[12])[[2, 0]]))
+    for part, (slopes, usual) in enumerate(zip(terms.ARM_DZ, terms.ARM_LENGTHS_M, strict=True)):
+        for side, outside in ((0, 1.0), (1, -1.0)):
+            first, last = 11 + 2 * part + side, 13 + 2 * part + side
+            length = float(np.linalg.norm(flat_m[last] - flat_m[first])) / usual
+            out = outside * (flat_m[15 + side] - flat_m[(23, 13)[part] + side])[0]
+            row = 2 * part + side
+            made[row] = np.dot(slopes, (directions[row, 2], min(length, 1.2) - 1.0, out, outside * turn, 1.0))
+    return made
+
+
+def _camera_pitch(person: Person, world: np.ndarray, flat_m: np.ndarray, visibility: np.ndarray) -> tuple[float, float]:
+    """Pitch of the camera above a standing person and its standard deviation, radians.
+
+    Legs, feet and head tilt with the camera; without feet in the picture only the usual pitch is known.
+    """
+    if visibility[[11, 12, *terms.ANKLES, *terms.HEELS, *terms.TOES]].min() < 0.5:
+        return float(terms.PITCH_MEAN_RAD), float(terms.PITCH_SD_RAD)
+    constant, body, feet, nose, face = terms.PITCH_CLUES_DEG
+    down = 0.5 * (world[27] + world[28] - world[11] - world[12])
+    toes = 50.0 * (flat_m[list(terms.TOES)] - flat_m[list(terms.HEELS)]).sum(0)[1]
+    degrees = constant + body * down[2] / np.linalg.norm(down) + feet * toes
+    head = terms.PITCH_HEAD_DEG
+    if len(person.face_px) >= 468:
+        brow, chin = np.asarray(person.face_px, np.float64)[[10, 152]]  # top of the forehead
+        ears = 0.5 * (flat_m[terms.LEFT_EAR] + flat_m[terms.RIGHT_EAR])
+        seen = nose * 100.0 * (flat_m[terms.NOSE] - ears)[1] + face * (brow - chin)[2] / np.linalg.norm(brow - chin)
+        head += float(np.clip(seen - head, -terms.PITCH_HEAD_LIMIT_DEG, terms.PITCH_HEAD_LIMIT_DEG))
+    return float(np.radians(degrees + head)), float(terms.PITCH_CLUES_SD_RAD)
 
 
 def _feet_yaw(

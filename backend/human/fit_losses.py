@@ -27,38 +27,52 @@ SWITCH_UPRIGHT, SWITCH_ROBUST, SWITCH_FLAT = 0, 1, 2
 
 PITCH_MEAN_RAD = np.radians(2.0)  # cameras are held at chest to eye height and look a little down
 PITCH_SD_RAD = np.radians(3.0)  # photos are taken level; 6 degrees let the pitch absorb the lean (measured earlier)
+# the camera's pitch from what tilts with it, degrees: constant, per unit of mediapipe's dz from shoulders to ankles,
+# per cm that the toes lie below the heels in the picture, per cm of the nose below the ears, per unit of the face
+# mesh's depth over its height. Ridge regression on 112 oracle photos (development bodies): rms 2.5 left out of 4.0
+PITCH_CLUES_DEG = (-7.55, 11.3, 0.90, 1.30, -13.9)
+PITCH_HEAD_DEG, PITCH_HEAD_LIMIT_DEG = -0.46, 3.5  # mean of the head's two there; people also bow their heads
+PITCH_CLUES_SD_RAD = np.radians(2.5)
 TILT_SD_RAD = np.radians(7.0)  # pelvis of upright people, tuned
 FREE_TILT_SD_RAD = np.radians(60.0)
-# joint, joint, mean and sd of the pitch against the model's rest in degrees; sds as measured before, the trunk's mean
-# from the development figures (2.6 there, halved: people stand a little less hollow-backed than the T-pose)
-SPINE_SEGMENTS = ((0, 9, 1.5, 4.0), (9, 12, 0.0, 4.0), (12, 15, 0.0, 8.0))
+# joint, joint, mean and sd of the pitch against the model's rest in degrees, tuned: people stand a little less
+# hollow-backed than the T-pose
+SPINE_SEGMENTS = ((0, 9, 3.5, 3.5), (9, 12, 0.0, 4.0), (12, 15, 0.0, 8.0))
 SOLE_SD_M = 0.02  # height of a standing sole against the common floor, and of heel against toe
-BALANCE_SD_M = 0.10  # pelvis over the middle of the ankles; robust, because walking and leaning break it
+BALANCE_SD_M = 0.15  # pelvis over the middle of the ankles; robust, because walking and leaning break it
 FACE_SD_M = 0.012  # 3D face tie and mediapipe's face landmark together, renders
 LIMIT_SD_RAD = 0.03
 TORSO_SD_M = 0.015
+SHAPE_SD = 0.7  # shape numbers; at 1 they follow the landmarks' errors, tuned
 SILHOUETTE_SD_M = 0.03
 
 # mediapipe's 33 pose landmarks
 NOSE, LEFT_EAR, RIGHT_EAR = 0, 7, 8
 SHOULDERS, ELBOWS, WRISTS, HIPS, KNEES, ANKLES = (11, 12), (13, 14), (15, 16), (23, 24), (25, 26), (27, 28)
 HEELS, TOES = (29, 30), (31, 32)
+# precision of a landmark against `FitSettings.keypoint_sd_m`: shoulders, elbows, hips and hands are hidden by flesh and
+# clothes; tuned
+LANDMARK_PRECISION = {11: 0.7, 12: 0.7, 13: 0.75, 14: 0.75, 23: 0.8, 24: 0.8} | dict.fromkeys(range(15, 23), 0.8)
 # mediapipe turns nearly frontal people too frontal: truth over its dz, at 0 and far from it (renders: 1.3 below 0.2,
 # 1.05 above)
 LINE_GAIN = 1.05
 LINE_GAIN_FRONTAL, LINE_FRONTAL = 0.35, 0.3
-# first landmark, second, gain and offset that undo mediapipe's bias of dz, sd of dz: renders; the offsets of shins and
-# trunk also from the development figures
+# first landmark, second, gain and offset that undo mediapipe's bias of dz, sd of dz: renders; the offsets of legs and
+# trunk and the sds of the lines across the body tuned; gain and offset of the arms are in ARM_DZ
 BONES = (
-    (11, 13, 1.0, -0.06, 0.24), (12, 14, 1.0, -0.06, 0.24), (13, 15, 0.47, -0.15, 0.22), (14, 16, 0.47, -0.15, 0.22),
-    (23, 25, 1.0, -0.05, 0.18), (24, 26, 1.0, -0.05, 0.18), (25, 27, 1.0, -0.11, 0.17), (26, 28, 1.0, -0.11, 0.17),
-    (12, 11, LINE_GAIN, 0.0, 0.15), (24, 23, LINE_GAIN, 0.0, 0.11),
-    (23, 11, 1.0, 0.09, 0.20), (24, 12, 1.0, 0.09, 0.20), (8, 7, 1.0, 0.0, 0.20),
+    (11, 13, 1.0, 0.0, 0.20), (12, 14, 1.0, 0.0, 0.20), (13, 15, 1.0, 0.0, 0.22), (14, 16, 1.0, 0.0, 0.22),
+    (23, 25, 1.0, -0.03, 0.18), (24, 26, 1.0, -0.03, 0.18), (25, 27, 1.0, -0.08, 0.17), (26, 28, 1.0, -0.08, 0.17),
+    (12, 11, LINE_GAIN, 0.0, 0.28), (24, 23, LINE_GAIN, 0.0, 0.14),
+    (23, 11, 1.0, 0.07, 0.20), (24, 12, 1.0, 0.07, 0.20), (8, 7, 1.0, 0.0, 0.20),
 )  # fmt: skip
 ARMS = 4  # the first rows of BONES; the error in the turn of the shoulders is theirs too: they turn with them
-# the shorter a forearm in the picture, the more it points at the camera: share of its length in dz, length in
-# mediapipe's scale (renders and 52 oracle photos agree: rms 0.27 to 0.23, 0.25 to 0.21)
-FOREARM_GAIN, FOREARM_LENGTH_M = 0.66, 0.235
+# dz of upper arm and forearm, linear in: mediapipe's dz | length in the picture over the usual one, minus 1 (a short
+# arm points at the camera more often than away) | metres that the wrist lies outside the hip, or outside the elbow (a
+# hand that comes in rests on the hip or belly) | turn of mediapipe's shoulders, that side away positive, rad | 1.
+# Least squares on 240 renders and 112 oracle photos with equal weight: rms 0.25 and 0.25 (mediapipe's dz with gain and
+# offset) to 0.21 and 0.21; from either set to the other 0.24 and 0.22
+ARM_DZ = ((0.41, 0.76, -0.47, 0.36, 0.146), (0.32, 0.86, -0.91, 0.26, -0.122))
+ARM_LENGTHS_M = (0.27, 0.235)
 # a hand that disappears behind the body: elbow back, hand forward to the hip (dz, sd of upper arm and forearm; tuned)
 HIDDEN_ARM = ((0.40, 0.30), (-0.30, 0.35))
 # heel to toe in the picture of a foot turned aside (25.6 cm on 52 oracle photos, 23.3 cm on renders); from the sine of
@@ -67,8 +81,8 @@ FOOT_LENGTH_M = 0.245
 FOOT_SPLAY_RAD = np.radians(10.0)  # mediapipe's depth turns each foot outwards by this (renders); the mean is exact
 FOOT_SIDEWAYS_RAD = np.radians([45.0, 65.0])  # here the depth takes over from the sine
 FOOT_SD_RAD = np.radians(8.0)  # one foot's direction
-FEET_SD_RAD = np.radians(4.5)  # mean of both: the best single clue for the yaw of standing people
-SYMMETRY_SD_RAD = 0.13  # feet point to both sides of where the pelvis faces (tuned)
+FEET_SD_RAD = np.radians(4.0)  # mean of both: the best single clue for the yaw of standing people
+SYMMETRY_SD_RAD = 0.10  # feet point to both sides of where the pelvis faces (tuned)
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,7 @@ class Observation:
         feet_seen: [4] 0..1 for left heel, right heel, left toe, right toe.
         distance_px: [H, W] distance to the mask outside it, or None without a mask.
         pixels_per_m: Rough scale at the person.
+        pitch_rad: The camera's pitch by its clues if the person stands, and its standard deviation.
     """
 
     focal_px: float
@@ -106,6 +121,7 @@ class Observation:
     feet_seen: torch.Tensor
     distance_px: torch.Tensor | None
     pixels_per_m: float
+    pitch_rad: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -251,7 +267,9 @@ def gravity_residuals(
     body: Posed, x: torch.Tensor, parts: Parts, seen: Observation, upright: torch.Tensor
 ) -> torch.Tensor:
     """Camera pitch, upright spine relative to the model's own rest pitch, soles on one floor, pelvis over the feet."""
-    rows = [((x[PITCH] - PITCH_MEAN_RAD) / PITCH_SD_RAD)[None]]
+    mean, sd = seen.pitch_rad
+    mean, sd = (upright * a + (1.0 - upright) * b for a, b in ((mean, PITCH_MEAN_RAD), (sd, PITCH_SD_RAD)))
+    rows = [((x[PITCH] - mean) / sd)[None]]
     tilt_sd = upright * TILT_SD_RAD + (1.0 - upright) * FREE_TILT_SD_RAD
     rows.append(x[TILT] / tilt_sd)
     turn = rodrigues(torch.stack([torch.zeros_like(x[YAW]), -x[YAW], torch.zeros_like(x[YAW])]))
@@ -280,7 +298,7 @@ def body_residuals(body: Posed, x: torch.Tensor, parts: Parts, prior: PosePrior)
         ((pose - prior.mean) / prior.sd).reshape(-1),
         (torch.relu(prior.low - pose) / LIMIT_SD_RAD).reshape(-1),
         (torch.relu(pose - prior.high) / LIMIT_SD_RAD).reshape(-1),
-        x[BETAS],
+        x[BETAS] / SHAPE_SD,
         ((pose[0, 1] + pose[1, 1] + pose[6, 1] + pose[7, 1]) / SYMMETRY_SD_RAD)[None],
         _arms_in_torso(body, parts),
     ]
@@ -328,8 +346,8 @@ def silhouette_residuals(body: Posed, parts: Parts, seen: Observation) -> torch.
 def pose_prior(unseen_joints: np.ndarray, hang_rad: tuple[float, float]) -> PosePrior:
     """How people hold themselves.
 
-    Means: arms hang at 65 degrees below the T-pose, elbows slightly bent. Limits: anatomy. Standard deviations: wide
-    for what the photo shows (tuned), 3 degrees for what it does not show.
+    Means: arms hang at 65 degrees below the T-pose and draw the collar bones down, elbows slightly bent. Limits:
+    anatomy. Standard deviations: wide for what the photo shows (tuned), 3 degrees for what it does not show.
 
     Args:
         unseen_joints: [22] bool, joints whose limb is not in the photo.
@@ -343,9 +361,9 @@ def pose_prior(unseen_joints: np.ndarray, hang_rad: tuple[float, float]) -> Pose
         sd[4 + side] = 0.50, 0.06, 0.04
         mean[4 + side, 0], low[4 + side, 0], high[4 + side, 0] = 0.08, -0.03, 2.5
         sd[7 + side], sd[10 + side] = (0.25, 0.15, 0.10), 0.05
-        sd[13 + side] = 0.10
-        mean[16 + side, 2], sd[16 + side] = -1.15 * sign, (0.6, 0.6, 0.7)
-        mean[18 + side, 1], sd[18 + side] = -0.4 * sign, (0.5, 0.6, 0.06)
+        mean[13 + side, 2], sd[13 + side] = -0.10 * sign, (0.10, 0.05, 0.12)
+        mean[16 + side, 2], sd[16 + side] = -1.15 * sign, (0.75, 0.75, 0.85)
+        mean[18 + side, 1], sd[18 + side] = -0.5 * sign, (0.5, 0.6, 0.06)
         bound = (low, high) if sign > 0 else (high, low)
         bound[0][18 + side, 1], bound[1][18 + side, 1] = -2.6 * sign, 0.0
         sd[20 + side] = 0.3, 0.25, 0.3
@@ -353,8 +371,8 @@ def pose_prior(unseen_joints: np.ndarray, hang_rad: tuple[float, float]) -> Pose
             mean[1 + side, 2] = hang_rad[side]
         if unseen_joints[4 + side]:
             mean[4 + side, 0] = 0.02
-    sd[[3, 6, 9]] = 0.09, 0.08, 0.09
-    sd[12], sd[15] = (0.12, 0.20, 0.12), (0.20, 0.30, 0.15)
+    sd[[3, 6, 9]] = 0.09, 0.04, 0.09
+    sd[12], sd[15] = (0.12, 0.30, 0.12), (0.20, 0.30, 0.15)
     sd[unseen_joints] = np.minimum(sd[unseen_joints], 0.05)
     rows = slice(1, BODY_JOINTS)
     return PosePrior(*(torch.tensor(a[rows], dtype=DTYPE) for a in (mean, sd, low, high)))

@@ -156,6 +156,21 @@ def test_arm_that_points_at_the_camera_stays_in_front(body: BodyModel, side: int
     assert arm[2] / np.linalg.norm(arm) > 0.8
 
 
+@pytest.mark.parametrize("pitch", [-9.0, 9.0])
+def test_camera_that_looks_up_or_down(body: BodyModel, pitch: float) -> None:
+    """Legs and feet tell from how high the photo was taken; the body stays upright under either camera."""
+    c, s = np.cos(np.radians(pitch)), np.sin(np.radians(pitch))
+    w2c = np.eye(4)
+    w2c[:3, :3] = [[1.0, 0.0, 0.0], [0.0, -c, s], [0.0, -s, -c]]
+    w2c[:3, 3] = -w2c[:3, :3] @ [0.0, 0.9 + 2.7 * s, 2.7 * c]
+    camera = replace(camera_at(), w2c=w2c)
+    fit = fit_body(person_of(body, standing_pose(0.0), np.zeros(20), camera), body, Context.quiet(seed=0))
+    found = np.degrees(np.arctan2(-fit.camera.w2c[2, 1], -fit.camera.w2c[1, 1]))
+    assert abs(found - pitch) < 0.75 * abs(pitch)  # nearer to the truth than a level camera, with room for the prior
+    trunk = fitted_joints(body, fit)[12]
+    assert trunk[1] / np.linalg.norm(trunk) > np.cos(np.radians(8.0))
+
+
 def test_half_body_stands_upright(body: BodyModel) -> None:
     """A portrait without legs: they hang straight down together below an upright trunk."""
     person = person_of(body, standing_pose(10.0), np.zeros(20), camera_at(1.5, 1.35))
