@@ -38,7 +38,7 @@ def stages(request: BodyRequest) -> list[Stage]:
     return [
         Stage("Load the body", (), ("body",), _load, keep=False),
         Stage("Find the person", ("photo", "request"), ("person",), _find),
-        Stage("Fit the body", ("person", "body"), ("fit",), fit_body),
+        Stage("Fit the body", ("person", "body"), ("fit",), fit_body, version=2),
         Stage("Fit the head", ("person", "body", "fit"), ("personal",), personalise_head),
         Stage("Dress the body", ("person", "body", "personal", "request"), ("held", "dressed"), _dress),
         Stage("Place the Gaussians", ("person", "body", "personal", "dressed", "held"), ("splats",), _place),
