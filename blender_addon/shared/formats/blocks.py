@@ -69,6 +69,9 @@ def in_runs(count: int, stride: int, work: Callable[[tuple[int, int], int], None
     workers = max(1, min(8, os.cpu_count() or 1))  # beyond that memory is what is waited for
     rows = max(64, _BLOCK_BYTES // stride)
     run = max(rows, -(-count // (4 * workers)))
+    if count <= run:
+        work((0, count), rows)
+        return
     with ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(work, (start, min(start + run, count)), rows) for start in range(0, count, run)]
         for job in jobs:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +27,7 @@ import numpy as np
 from ..gaussians import SH_C0, SH_REST_COUNTS, GaussianCloud, matrices_to_wxyz, wxyz_product, wxyz_to_matrices
 from ..limits import MAX_SPLATS
 from ..sh import rotate_sh
-from .blocks import CloudArrays
+from .blocks import CloudArrays, in_runs
 from .common import (
     ColourSpace,
     FormatError,
@@ -54,6 +55,11 @@ _KNOWN: Final = {"kernel": "ellipse", "projection": "perspective", "sortingMetho
 _HARMLESS: Final = ("KHR_materials_", "KHR_texture_", "KHR_lights_", "EXT_texture_", "KHR_animation_", "KHR_xmp")
 _UNDERSTOOD: Final = (EXTENSION, "KHR_mesh_quantization")
 _MAX_NODES: Final = 100_000
+_MAX_PARTS: Final = 10_000
+_SCAN_ROWS: Final = 1 << 16
+_BLOCK_STRIDE: Final = (
+    32  # bytes counted a row: blocks of 16k rows, since every attribute of a block is a read of its own
+)
 _GROWTH_BYTES: Final = 128 * 1024 * 1024
 _FLAT_M: Final = 1e-9  # written for a scale of 0, which the format allows and a Gaussian does not have
 
@@ -109,12 +115,14 @@ def read_gltf(path: str | os.PathLike[str], *, drop_invalid: bool = False) -> Re
     logarithms = _has_log_scales(path, parts)
     if logarithms:
         notes.append("most scales are negative, so they were taken as logarithms, as drafts before 2026 had them")
-    flat = start = 0
+    flat: list[int] = []
+    start = 0
     for part in parts:
-        flat += _fill(path, part, arrays.rows(start, start + part.position.count), logarithms=logarithms)
+        own = arrays.rows(start, start + part.position.count)
+        in_runs(part.position.count, _BLOCK_STRIDE, partial(_fill_run, path, part, logarithms, own, flat))
         start += part.position.count
-    if flat:
-        notes.append(f"{flat} scales of 0 became {_FLAT_M:g}")
+    if any(flat):
+        notes.append(f"{sum(flat)} scales of 0 became {_FLAT_M:g}")
     spaces = {part.colour_space for part in parts}
     if "linear" in spaces:
         notes.append(
@@ -231,6 +239,8 @@ def _collect(file: GltfFile, notes: list[str]) -> list[_Part]:
         count += sum(part.position.count for part in meshes[index])
         if count > MAX_SPLATS:
             raise file.fail(f"holds more than {MAX_SPLATS} Gaussians")
+        if len(parts) > _MAX_PARTS:
+            raise FormatError(file.path, f"shows its splats more than {_MAX_PARTS} times", "export each of them once")
     return parts
 
 
@@ -365,23 +375,42 @@ def _has_log_scales(path: Path, parts: list[_Part]) -> bool:
 
     The ratified text forbids a negative scale, so a few of them are damage, and this many are not.
     """
-    negative = sum(int(np.count_nonzero(part.scale.read(path).min(axis=1) < 0)) for part in parts)
+    negative = 0
+    for part in parts:
+        for start in range(0, part.scale.count, _SCAN_ROWS):
+            scales = part.scale.read(path, start, min(start + _SCAN_ROWS, part.scale.count))
+            negative += int(np.count_nonzero(scales.min(axis=1) < 0))
     return 2 * negative > sum(part.position.count for part in parts)
 
 
-def _fill(path: Path, part: _Part, out: CloudArrays, *, logarithms: bool) -> int:
-    """Read one part into its rows of the cloud, in the scene's frame; returns how many scales of 0 it had."""
-    out.positions[:] = part.position.read(path)
-    out.scales[:] = part.scale.read(path)
+def _fill_run(
+    path: Path,
+    part: _Part,
+    logarithms: bool,
+    arrays: CloudArrays,
+    flat: list[int],
+    span: tuple[int, int],
+    rows: int,
+) -> None:
+    """Fill rows span[0]..span[1] of one part, and note how many scales of 0 there were."""
+    for start in range(span[0], span[1], rows):
+        stop = min(start + rows, span[1])
+        flat.append(_fill(path, part, logarithms, arrays.rows(start, stop), start, stop))
+
+
+def _fill(path: Path, part: _Part, logarithms: bool, out: CloudArrays, start: int, stop: int) -> int:
+    """Read Gaussians start..stop of one part, bring them to the scene's frame, and judge them; see `_fill_run`."""
+    out.positions[:] = part.position.read(path, start, stop)
+    out.scales[:] = part.scale.read(path, start, stop)
     if logarithms:
         with np.errstate(all="ignore"):  # what overflows is judged below
             np.exp(out.scales, out=out.scales)
-    turns = part.rotation.read(path)[:, [3, 0, 1, 2]]
-    out.opacities[:] = part.opacity.read(path)[:, 0]
-    out.sh_dc[:] = part.coefficients[0].read(path)
+    turns = part.rotation.read(path, start, stop)[:, [3, 0, 1, 2]]
+    out.opacities[:] = part.opacity.read(path, start, stop)[:, 0]
+    out.sh_dc[:] = part.coefficients[0].read(path, start, stop)
     out.sh_rest[:] = 0
     for k, accessor in enumerate(part.coefficients[1:]):
-        out.sh_rest[:, k] = accessor.read(path)
+        out.sh_rest[:, k] = accessor.read(path, start, stop)
     flat = (out.scales == 0) & (out.scales.max(axis=1, keepdims=True) > 0)
     out.scales[flat] = _FLAT_M
     out.good[:] = valid_rows(out.positions, out.scales, turns, out.opacities, out.sh_dc, out.sh_rest)

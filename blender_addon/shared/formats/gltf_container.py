@@ -67,18 +67,18 @@ class Accessor:
     source: _Bytes
     start: int
 
-    def read(self, path: Path) -> np.ndarray:
-        """Values [count, width], float32, normalised integers by glTF's rules.
+    def read(self, path: Path, start: int, stop: int) -> np.ndarray:
+        """Values start..stop [stop - start, width], float32, normalised integers by glTF's rules.
 
         Raises:
             FormatError: If the file got shorter meanwhile.
         """
         element = self.width * self.component.itemsize
-        span = (self.count - 1) * self.stride + element
-        raw = self.source.read(self.start, span)
+        span = (stop - start - 1) * self.stride + element
+        raw = self.source.read(self.start + start * self.stride, span)
         if len(raw) < span:
             raise FormatError(path, "got shorter while it was read")
-        rows = np.lib.stride_tricks.as_strided(raw, (self.count, element), (self.stride, 1))
+        rows = np.lib.stride_tricks.as_strided(raw, (stop - start, element), (self.stride, 1))
         values = np.ascontiguousarray(rows).view(self.component).astype(np.float32)
         if self.normalised and self.component.kind in "iu":
             values /= np.float32(np.iinfo(self.component).max)
