@@ -210,6 +210,12 @@ class JobQueue:
             del self._jobs[job_id]
             shutil.rmtree(job.folder, ignore_errors=True)  # what is open elsewhere goes with the next clean-up
 
+    def forget(self, job_id: str) -> None:
+        """Take an ended job off the list; its folder stays."""
+        job = self._jobs.get(job_id)
+        if job is not None and job.status in ENDED:
+            del self._jobs[job_id]
+
     def recover(self) -> tuple[Job, ...]:
         """Find jobs that an earlier session left unfinished; they are listed as interrupted, for `again`."""
         found: list[Job] = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 Preset = Literal["fast", "balanced", "best"]
 
@@ -55,7 +55,10 @@ class BodyRequest:
         _check(self)
 
 
-REQUESTS: Mapping[str, type[BodyRequest]] = {"body": BodyRequest}
+Request: TypeAlias = BodyRequest
+"""Any method's request."""
+
+REQUESTS: Mapping[str, type[Request]] = {"body": BodyRequest}
 """Method id to request dataclass."""
 
 
@@ -144,6 +147,7 @@ __all__ = [
     "REQUESTS",
     "BodyRequest",
     "Preset",
+    "Request",
     "request_from_json",
     "request_from_settings",
     "request_to_json",

@@ -1,0 +1,96 @@
+"""What the panel lets an artist choose: the photo, the method, and every parameter of its request dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from typing import Any, get_args, get_type_hints
+
+import bpy
+
+from .shared.methods import REQUESTS, Request, request_from_json, request_to_json
+
+_LABELS = {
+    "body": ("Body", "A whole-body avatar with a skeleton, from a photo of a person"),
+}
+
+_METHODS = [(method, *_LABELS.get(method, (method.title(), ""))) for method in REQUESTS]
+
+
+def _property(item: Field[Any], hint: Any) -> Any:
+    """The Blender property of one parameter: label, tooltip, range and unit come from the dataclass."""
+    words = {"name": item.metadata["label"], "description": item.metadata["help"]}
+    low, high = item.metadata["minimum"], item.metadata["maximum"]
+    limits = {name: value for name, value in (("min", low), ("max", high)) if value is not None}
+    if get_args(hint):
+        choices = [(str(value), str(value).replace("_", " ").title(), "") for value in get_args(hint)]
+        return bpy.props.EnumProperty(items=choices, default=item.default, **words)
+    if hint is bool:
+        return bpy.props.BoolProperty(default=item.default, **words)
+    if hint is int:
+        return bpy.props.IntProperty(default=item.default, **words, **limits)
+    if hint is float:
+        length = {"unit": "LENGTH"} if item.metadata["unit"] == "m" else {}
+        return bpy.props.FloatProperty(default=item.default, **words, **limits, **length)
+    return bpy.props.StringProperty(default=item.default, **words)
+
+
+def _group_of(method: str, request: type[Request]) -> type[bpy.types.PropertyGroup]:
+    """A property group with the parameters of a method."""
+    hints = get_type_hints(request)
+    annotations = {item.name: _property(item, hints[item.name]) for item in fields(request)}
+    name = f"EFFIGY_PG_{method}"
+    content = {"__annotations__": annotations, "__doc__": f"Parameters of the method {method}.", "__module__": __name__}
+    return type(name, (bpy.types.PropertyGroup,), content)
+
+
+METHOD_GROUPS: Mapping[str, type[bpy.types.PropertyGroup]] = {
+    method: _group_of(method, request) for method, request in REQUESTS.items()
+}
+"""Method id -> its property group; a method that is added to REQUESTS appears in the panel by itself."""
+
+
+class EFFIGY_PG_settings(bpy.types.PropertyGroup):
+    """The panel's state, stored in the scene. Each method's group is added by `register_properties`."""
+
+    image: bpy.props.PointerProperty(  # pyright: ignore[reportInvalidTypeForm]
+        type=bpy.types.Image, name="Photo", description="The reference image"
+    )
+    method: bpy.props.EnumProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Method", items=_METHODS
+    )
+
+
+def classes() -> tuple[type, ...]:
+    """What has to be registered, in order."""
+    for method, group in METHOD_GROUPS.items():
+        EFFIGY_PG_settings.__annotations__[method] = bpy.props.PointerProperty(type=group)
+    return (*METHOD_GROUPS.values(), EFFIGY_PG_settings)
+
+
+def attach() -> None:
+    """Give every scene the panel's state."""
+    bpy.types.Scene.effigy = bpy.props.PointerProperty(type=EFFIGY_PG_settings)
+
+
+def detach() -> None:
+    """Take it away again."""
+    del bpy.types.Scene.effigy
+
+
+def chosen_request(settings: Any) -> Request:
+    """The request that the panel shows.
+
+    Raises:
+        ValueError: If a value is out of range; one line.
+    """
+    group = getattr(settings, settings.method)
+    values = {item.name: getattr(group, item.name) for item in fields(REQUESTS[settings.method])}
+    return request_from_json(settings.method, values)
+
+
+def show_request(settings: Any, method: str, request: Request) -> None:
+    """Put a request into the panel."""
+    settings.method = method
+    for name, value in request_to_json(request).items():
+        setattr(getattr(settings, method), name, value)

@@ -1,0 +1,254 @@
+"""What lives while the add-on is enabled: the viewport's drawer, the queue of jobs, and their handlers and timer."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import bpy
+import bpy.utils.previews
+
+from .cloud import engine
+from .cloud.create import splat_type, upgrade_clouds
+from .cloud.viewport import SplatViewport, node_display_for_saving, show_splats
+from .link.backend_python import NoBackendError, backend_command, backend_environment, find_backend_python
+from .link.jobs import Job, JobQueue
+from .link.process import BackendProcess
+from .preferences import jobs_folder, preferences, user_folder
+from .shared.avatar import Avatar, BundleError, read_bundle
+from .shared.gaussians import GaussianCloud
+
+TICK_S = 0.05
+"""The pipe is looked at this often while there are jobs."""
+
+
+@dataclass
+class Loaded:
+    """A finished job's bundle, read in the background, on its way into the scene."""
+
+    job: Job
+    content: Future[tuple[GaussianCloud, Avatar]]
+
+
+class Session:
+    """One per enabled add-on.
+
+    Attributes:
+        viewport: Draws splats; None where Blender draws them itself or has no window.
+        queue: The jobs; None until the first is started.
+        arriving: Finished jobs on their way into the scene, by id.
+    """
+
+    def __init__(self) -> None:
+        """Attach the handlers."""
+        self.viewport = SplatViewport() if splat_type() is None and not bpy.app.background else None
+        self.queue: JobQueue | None = None
+        self.arriving: dict[str, Loaded] = {}
+        self._pool = ThreadPoolExecutor(1, "effigy-read")
+        self._doctor: Future[str] | None = None
+        self._icons = bpy.utils.previews.new()
+        self._while_saving: list[bpy.types.Object] = []
+        self._handlers = {name: _persistent(method) for name, method in self._wanted_handlers().items()}
+        for name, handler in self._handlers.items():
+            getattr(bpy.app.handlers, name).append(handler)
+
+    def _wanted_handlers(self) -> dict[str, Callable[..., None]]:
+        wanted: dict[str, Callable[..., None]] = {
+            "load_post": self._loaded,
+            "render_init": engine.before_render,
+            "render_complete": engine.after_render,
+            "render_cancel": engine.after_render,
+        }
+        if self.viewport is not None:
+            wanted |= {
+                "depsgraph_update_post": self._changed,
+                "frame_change_post": self._changed,
+                "undo_post": self._replaced,
+                "redo_post": self._replaced,
+                "save_pre": self._saving,
+                "save_post": self._saved,
+                "save_post_fail": self._saved,
+            }
+        return wanted
+
+    def close(self) -> None:
+        """Take everything back; Blender may have removed parts at exit already. Unfinished jobs can be resumed."""
+        for name, handler in self._handlers.items():
+            handlers = getattr(bpy.app.handlers, name)
+            if handler in handlers:
+                handlers.remove(handler)
+        if bpy.app.timers.is_registered(self._tick):
+            bpy.app.timers.unregister(self._tick)
+        if self.queue is not None:
+            self.queue.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        bpy.utils.previews.remove(self._icons)
+        if self.viewport is not None:
+            self._saving()
+            self.viewport.close()
+
+    def jobs(self, context: bpy.types.Context) -> JobQueue:
+        """The queue; the first call decides on the backend and the folder.
+
+        Raises:
+            NoBackendError: If there is no Python for the backend; one line.
+        """
+        if self.queue is None:
+            root = jobs_folder(context)
+            command, cache = serve_command(context, root), user_folder() / "cache"
+            process = BackendProcess(command, backend_environment(cache), root / "backend.log")
+            self.queue = JobQueue(process, root)
+            self.queue.recover()
+        self._watch()
+        return self.queue
+
+    def _watch(self) -> None:
+        if not bpy.app.timers.is_registered(self._tick):
+            # Persistent: loading another file must not leave a running job without its timer.
+            bpy.app.timers.register(self._tick, first_interval=TICK_S, persistent=True)
+
+    def forget_backend(self) -> None:
+        """Let the next job decide anew, after the preferences changed; nothing happens while jobs run."""
+        if self.queue is not None and not self.queue.is_busy():
+            self.queue.close()
+            self.queue = None
+
+    def ask_doctor(self, context: bpy.types.Context) -> None:
+        """Run doctor in the background; its lines appear in the preferences."""
+        own = preferences(context)
+        command = backend_command(find_backend_python(own.backend_python if own else None, user_folder()), "doctor")
+        self._doctor = self._pool.submit(_run_doctor, command, backend_environment(user_folder() / "cache"))
+        self._watch()
+
+    def icon(self, picture: Path) -> int:
+        """Icon of a picture file for the panel; 0 if it cannot be read."""
+        try:
+            key = f"{picture}:{picture.stat().st_mtime_ns}"
+            return (self._icons.get(key) or self._icons.load(key, str(picture), "IMAGE")).icon_id
+        except (OSError, RuntimeError, KeyError):
+            return 0  # being replaced at this moment; the next redraw shows it
+
+    def _tick(self) -> float | None:
+        """Called by Blender's timer; never waits."""
+        if self._doctor is not None and self._doctor.done():
+            own = preferences(bpy.context)
+            if own is not None:
+                own.doctor = self._doctor.result()
+            self._doctor = None
+        if self.queue is None:
+            return None if self._doctor is None else 0.2
+        for job in self.queue.tick():
+            if job.status == "done":
+                self.arriving[job.job_id] = Loaded(job, self._pool.submit(read_bundle, job.folder / "result"))
+        ready = [job_id for job_id, loaded in self.arriving.items() if loaded.content.done()]
+        for job_id in ready:
+            _insert(job_id)
+            self.arriving.pop(job_id, None)
+        redraw_panels()
+        return TICK_S if self.queue.is_busy() or self.arriving else 0.5
+
+    def _loaded(self, *_: object) -> None:
+        """Give clouds of older files the types that this Blender draws as splats."""
+        upgrade_clouds()
+        self._replaced()
+
+    def _changed(self, scene: bpy.types.Scene, depsgraph: bpy.types.Depsgraph) -> None:
+        assert self.viewport is not None
+        self.viewport.scene_changed(depsgraph)
+
+    def _replaced(self, *_: object) -> None:
+        if self.viewport is not None:
+            self.viewport.forget()
+
+    def _saving(self, *_: object) -> None:
+        self._while_saving = node_display_for_saving()
+
+    def _saved(self, *_: object) -> None:
+        for ob in self._while_saving:
+            show_splats(ob, True)
+        self._while_saving = []
+
+
+def serve_command(context: bpy.types.Context, root: Path) -> list[str]:
+    """The command line of the backend that does the jobs in `root`.
+
+    Raises:
+        NoBackendError: If there is no Python for it.
+    """
+    own = preferences(context)
+    given = bpy.path.abspath(own.backend_python) if own is not None and own.backend_python else None
+    python = find_backend_python(given, user_folder())
+    offline = [] if getattr(bpy.app, "online_access", False) else ["--offline"]
+    return backend_command(python, "serve", "--jobs", str(root), "--keep-days", "30", *offline)
+
+
+def _run_doctor(command: list[str], environment: dict[str, str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", env=environment, timeout=60,
+            check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"the backend does not answer: {error}"
+    return done.stdout or done.stderr or "doctor said nothing"
+
+
+def _insert(job_id: str) -> None:
+    """Bring a result into the scene as one undo step, in whatever window is there."""
+    windows = bpy.context.window_manager.windows
+    window = windows[0] if windows else None
+    if window is None:
+        bpy.ops.effigy.insert_result("EXEC_DEFAULT", True, job_id=job_id)
+        return
+    with bpy.context.temp_override(window=window):
+        bpy.ops.effigy.insert_result("EXEC_DEFAULT", True, job_id=job_id)
+
+
+def redraw_panels() -> None:
+    """Let the sidebars show the newest state."""
+    for window in bpy.context.window_manager.windows:
+        for area in window.screen.areas:
+            if area.type == "VIEW_3D":
+                for region in area.regions:
+                    if region.type == "UI":
+                        region.tag_redraw()
+
+
+def _persistent(method: Callable[..., None]) -> Callable[..., None]:
+    """A plain function, which Blender can mark to outlive the loading of a file."""
+
+    @bpy.app.handlers.persistent
+    def handler(*arguments: object) -> None:
+        method(*arguments)
+
+    return handler
+
+
+_sessions: list[Session] = []
+"""The running session, at most one: Blender calls `register` and `unregister` as plain functions."""
+
+
+def begin() -> None:
+    """Start the session."""
+    _sessions.append(Session())
+
+
+def end() -> None:
+    """End it."""
+    while _sessions:
+        _sessions.pop().close()
+
+
+def current() -> Session:
+    """The running session.
+
+    Raises:
+        IndexError: If the add-on is not enabled.
+    """
+    return _sessions[-1]
+
+
+__all__ = ["BundleError", "Loaded", "NoBackendError", "Session", "begin", "current", "end"]
