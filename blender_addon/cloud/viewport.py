@@ -14,6 +14,7 @@ import bpy
 import gpu
 from gpu_extras.batch import batch_for_shader
 
+from .bones import draw_bones
 from .display import DISPLAY_MODIFIER, ViewportDisplay
 from .draw import CameraView, SplatScene, splat_clouds
 from .node_graph import modifier_input, set_modifier_input
@@ -108,6 +109,7 @@ class SplatViewport:
         drawer.cover.uniform_float("place", (float(x), float(y), 0.0, 0.0))
         drawer.screen.draw(drawer.cover)
         gpu.state.blend_set("NONE")
+        draw_bones(context)
 
 
 def _make_drawer() -> _Drawer:
