@@ -51,6 +51,17 @@ SAME_GARMENT = 5.5
 """Upper and lower clothes of one colour cluster are one garment when their medians are nearer than this in
 (L / 2, a, b): a coat reaches over the hips, where the labels begin to say lower."""
 
+CLEARLY = 1.4
+TAILS_SHARE = 0.15
+"""Least share of the lower clothes' pixels on both sides, to tell a coat's tails from the trousers below them."""
+
+MIXED_DEPTH = 0.5
+MIXED_CHROMA = 0.22
+"""The same for shades that lie among each other, as the two sides of a striped sleeve."""
+
+INTERLEAVED = 0.7
+"""Share of a shade's pixels within `PATTERN_REACH` of another one that makes both one garment in light and shade."""
+
 SHOULDER_M = 0.32
 MIRRORED_SHARE = 0.3
 """What an observation of the other side's limb counts."""
@@ -179,16 +190,23 @@ def garment_codes(image: np.ndarray, labels: np.ndarray, usable: np.ndarray) -> 
 
 
 def _join_shades(codes: np.ndarray, lab: np.ndarray, known: np.ndarray, half: np.ndarray) -> np.ndarray:
-    """Codes [H, W] in which light and shade of one garment are one: the same chroma for its lightness, in one half."""
+    """Codes [H, W] in which light and shade of one garment are one.
+
+    They have the same chroma for their lightness, and lie in one half of the body or among each other.
+    """
     out = codes.copy()
     present = [c for c in range(FIRST_CLOTH, FIRST_CLOTH + MOST_CLOTHS) if ((codes == c) & known).sum() > 30]
+    kernel = _reach_kernel(known)
+    near = {c: cv2.dilate(((codes == c) & known).astype(np.uint8), kernel) > 0 for c in present}
     colour = {c: np.median(lab[(codes == c) & known], axis=0) for c in present}
     for k, a in enumerate(present):
         for b in present[k + 1 :]:
             dark, bright = sorted((colour[a], colour[b]), key=lambda c: c[0])
             chroma = dark[1:] / max(dark[0], 1.0) - bright[1:] / max(bright[0], 1.0)
             one_half = abs(half[(codes == a) & known].mean() - half[(codes == b) & known].mean()) < 0.5
-            if one_half and dark[0] > SHADE_DEPTH * bright[0] and np.linalg.norm(chroma) < SHADE_CHROMA:
+            mixed = max(near[b][(codes == a) & known].mean(), near[a][(codes == b) & known].mean()) > INTERLEAVED
+            depth, limit = (MIXED_DEPTH, MIXED_CHROMA) if mixed else (SHADE_DEPTH, SHADE_CHROMA)
+            if (one_half or mixed) and dark[0] > depth * bright[0] and np.linalg.norm(chroma) < limit:
                 out[out == out[codes == b][0]] = out[codes == a][0]
     return out
 
@@ -200,8 +218,7 @@ def _join_patterns(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
     shirt is not near its badge.
     """
     area = int(known.sum())
-    side = 2 * max(1, round(PATTERN_REACH * np.sqrt(area))) + 1
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    kernel = _reach_kernel(known)
     out = codes.copy()
     present = [
         c for c in range(FIRST_CLOTH, FIRST_CLOTH + MOST_CLOTHS) if ((codes == c) & known).sum() > PATTERN_AREA * area
@@ -215,6 +232,12 @@ def _join_patterns(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
     return out
 
 
+def _reach_kernel(known: np.ndarray) -> np.ndarray:
+    """Disc of radius `PATTERN_REACH` for clothes that cover `known` [H, W]."""
+    side = 2 * max(1, round(PATTERN_REACH * np.sqrt(int(known.sum())))) + 1
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+
+
 def _garments(sample: np.ndarray, label: np.ndarray, group: np.ndarray) -> np.ndarray:
     """[S] garment of each sample: 2 x colour group, plus 1 for lower clothes of clearly another shade."""
     state = 2 * group
@@ -225,12 +248,31 @@ def _garments(sample: np.ndarray, label: np.ndarray, group: np.ndarray) -> np.nd
             continue
         apart = (np.median(sample[lower], axis=0) - np.median(sample[rest], axis=0)) * [0.5, 1, 1]
         if np.linalg.norm(apart) > SAME_GARMENT:
-            state[lower] += 1
+            state[np.flatnonzero(lower)[~_reaches_down(sample[lower], sample[rest])]] += 1
     _, state = np.unique(state, return_inverse=True)
     order = np.argsort(-np.bincount(state), kind="stable")
     rank = np.empty(len(order), int)
     rank[order] = np.arange(len(order))
     return rank[state]
+
+
+def _reaches_down(lower: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """[S] bool: lower samples [S, 3] in colours of the upper garment, whose tails the labels call lower.
+
+    Only where others have clearly different colours: trousers of nearly the shirt's colour are all trousers.
+    """
+    scale = np.array([0.5, 1.0, 1.0])
+    cv2.setRNGSeed(0)
+    criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
+    centres = []
+    for samples, count in ((lower, 6), (rest, 6)):
+        points = (samples * scale).astype(np.float32)
+        centres.append(cv2.kmeans(points, min(count, len(points)), None, criteria, 2, cv2.KMEANS_PP_CENTERS))
+    (_, member, mine), (_, _, theirs) = centres
+    gap = np.linalg.norm(mine[:, None] - theirs[None], axis=2).min(axis=1)
+    same = (gap < SAME_GARMENT)[member.ravel()]
+    other = (gap > CLEARLY * SAME_GARMENT)[member.ravel()]
+    return same if min(same.mean(), other.mean()) > TAILS_SHARE else np.zeros(len(lower), bool)
 
 
 def _palette(sample: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

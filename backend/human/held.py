@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from backend.human.garments import ARMS, FEET, HANDS, JOINT_PARTS
+from backend.human.garments import ARMS, FEET, HANDS, JOINT_PARTS, LEGS, Part
 from backend.human.lbs import apply_transforms, vertex_transforms
 from backend.human.model import BodyModel
 from backend.human.personal import Personal
@@ -27,6 +27,14 @@ SAME_COLOUR = 12.0
 
 SAME_CLOTH = 0.65
 """A piece is the limb's own garment when its colours are at least 0.65 times as typical of it as its own pixels."""
+
+TOUCH_M = 0.13
+"""Distance from a hand or foot within which a thing can be held or stood on; pieces are looked at from `REACH_M` on."""
+
+BESIDE_M = 0.15
+HAND_FREE_M = 0.08
+BORDER_SHARE = 0.3
+"""A skirt's flank has at least 0.3 of its own area of the same clothes within 15 cm on the body, 8 cm from hands."""
 
 LEAST_REFERENCE = 0.05
 """Share of the visible body from which a garment is judged."""
@@ -67,8 +75,9 @@ def posed_body_m(body: BodyModel, personal: Personal, rest_m: np.ndarray) -> tup
 def find_held_objects(person: Person, body: BodyModel, personal: Personal) -> np.ndarray:
     """Find pixels of objects that the person holds or stands on.
 
-    Far from the body, nearest to a forearm, hand, shin or foot, larger than 1 % of the mask and of another colour than
-    skin and the limb's garment; then grown over the body where the colour is the object's rather than the clothes'.
+    Far from the body, nearest to a forearm, hand, shin or foot and within reach of a hand or foot, larger than 1 % of
+    the mask and of another colour than skin, the limb's garment and the clothes beside it; then grown over the body
+    where the colour is the object's rather than the clothes'.
 
     Args:
         person: The photo with mask and labels.
@@ -106,7 +115,9 @@ def find_held_objects(person: Person, body: BodyModel, personal: Personal) -> np
         if stats[k, cv2.CC_STAT_AREA] < SMALLEST_SHARE * mask.sum():
             continue
         limb = int(np.bincount(near[piece]).argmax())
-        if _is_cloth(lab, piece, mask & covered, owner, limb, px_m):
+        if not _is_touched(piece, owner, person, px_m) or _is_cloth(lab, piece, mask & covered, owner, limb, px_m):
+            continue
+        if _continues_cloth(lab, piece, mask & covered, owner, px_m):
             continue
         core = _grow(lab, piece, mask, covered, holding, person, reach, px_m, GROWTH_M)
         # its own far rim may lie deeper in the body; what does not round the object off is the clothes' own
@@ -168,6 +179,32 @@ def _is_cloth(lab: np.ndarray, piece: np.ndarray, body: np.ndarray, owner: np.nd
         if reference.sum() >= LEAST_REFERENCE * body.sum():
             break
     if reference.sum() < 50:
+        return False
+    centres, share = _main_colours(lab[reference] * _LAB_WEIGHTS, 6)
+    garment, pixels = (lab[m][:: max(1, int(m.sum()) // 600)] * _LAB_WEIGHTS for m in (reference, piece))
+    return _typical_share(pixels, centres, share) > SAME_CLOTH * _typical_share(garment, centres, share)
+
+
+def _is_touched(piece: np.ndarray, owner: np.ndarray, person: Person, px_m: float) -> bool:
+    """Whether a piece comes near a hand or a foot: what hangs beside a shin far from both is a skirt or coat."""
+    part = np.where(owner >= 0, JOINT_PARTS[np.maximum(owner, 0)], 255)
+    ends = np.isin(part, HANDS + FEET)
+    for u, v in np.concatenate([person.left_hand_px, person.right_hand_px]):
+        if 0 <= int(v) < ends.shape[0] and 0 <= int(u) < ends.shape[1]:
+            ends[int(v), int(u)] = True
+    away = cv2.distanceTransform((~ends).astype(np.uint8), cv2.DIST_L2, 5)
+    return bool(away[piece].min() * px_m < TOUCH_M)
+
+
+def _continues_cloth(lab: np.ndarray, piece: np.ndarray, body: np.ndarray, owner: np.ndarray, px_m: float) -> bool:
+    """Whether a piece has the colours of the trunk's and legs' clothes beside it, well away from the hands."""
+    part = np.where(owner >= 0, JOINT_PARTS[np.maximum(owner, 0)], 255)
+    hands = np.isin(part, HANDS)
+    beside = cv2.distanceTransform((~piece).astype(np.uint8), cv2.DIST_L2, 5) * px_m < BESIDE_M
+    if hands.any():
+        beside &= cv2.distanceTransform((~hands).astype(np.uint8), cv2.DIST_L2, 5) * px_m > HAND_FREE_M
+    reference = body & beside & np.isin(part, (Part.TRUNK, *LEGS))
+    if reference.sum() < BORDER_SHARE * piece.sum():
         return False
     centres, share = _main_colours(lab[reference] * _LAB_WEIGHTS, 6)
     garment, pixels = (lab[m][:: max(1, int(m.sum()) // 600)] * _LAB_WEIGHTS for m in (reference, piece))

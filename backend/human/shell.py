@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
-from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.sparse import csr_matrix, diags, identity
 from scipy.sparse.linalg import spsolve
 
@@ -60,12 +59,7 @@ CAPS_M = {
 
 
 SKIRT_HOLD = 0.3
-"""Weight of a skirt's roundness against one rim observation."""
-
-SKIRT_LEVEL_M = 0.03
-SKIRT_CAP_M = 0.2
-HIPS_DEPTH = 0.7
-"""Least depth of dressed hips over their width."""
+"""Weight against one rim observation that keeps the body bare under a skirt, which is a surface of its own."""
 
 WIDEST_GAP_M = 0.08
 """Between an arm and the trunk, where the mask has no background."""
@@ -142,7 +136,6 @@ def solve_shell(
     rings: np.ndarray,
     observed: np.ndarray,
     skirt: np.ndarray,
-    heights_m: np.ndarray,
     settings: ShellSettings | None = None,
 ) -> Shell:
     """Displace a posed body to the outline of a mask.
@@ -157,13 +150,11 @@ def solve_shell(
         joints: [V] dominant joint of each vertex.
         rings: [V] garment label of each vertex's ring.
         observed: [V] 0..1, how far the photo shows that ring.
-        skirt: [V] bool, vertices under a skirt or coat that hangs freely around both legs.
-        heights_m: [V] T-pose height.
+        skirt: [V] bool, vertices under a skirt or coat that hangs freely around both legs: they stay bare.
         settings: Defaults when None.
     """
     s = settings or ShellSettings()
     count = len(posed_m)
-    caps_m = np.where(skirt & (caps_m > 0), np.maximum(caps_m, SKIRT_CAP_M), caps_m)
     plain = average_operator(mesh_links(triangles, count, None, 1.0))
     laplacian = identity(count, format="csr") - average_operator(mesh_links(triangles, count, rings, s.hem_link))
     stiffness = (s.smoothness * (laplacian.T @ laplacian)).tocsr()
@@ -174,111 +165,29 @@ def solve_shell(
     used = np.zeros(count, bool)
     used[triangles.ravel()] = True
     pull = np.full(count, s.pull)
+    pull[skirt] = SKIRT_HOLD
     pull[caps_m <= 0] = 50.0
     total, target, seen = np.zeros(count), np.zeros(count), np.zeros(count, bool)
     for k in range(s.passes):
         weight, wanted = _observe_rim(
             posed_m + normals * total[:, None], normals, triangles, mask, ignored, camera, caps_m, joints, used, s
         )
-        weight *= trust
+        weight *= np.where(skirt, 0.0, trust)
         if k == 0:
             # limbs out of the picture wear the same garment: without this a bulky suit ends in thin legs
             cloth = (weight > 0.9) & (wanted > 0) & ~np.isin(JOINT_PARTS[joints], FEET + HANDS)
             typical = float(np.median(wanted[cloth])) if cloth.sum() > 20 else 0.0
             unseen = (1.0 - observed) * (caps_m > 0) * np.isin(JOINT_PARTS[joints], LEGS + (Part.TRUNK,))
-            target = np.minimum(s.unseen_share * typical * unseen, 0.5 * caps_m)
-        goal, hold = _skirt_goal(skirt, posed_m, normals, heights_m, total, wanted, weight, target, pull, camera)
-        system = (diags(weight + hold) + stiffness).tocsc()
-        step = spsolve(system, weight * wanted + hold * (goal - total))
+            target = np.where(skirt, 0.0, np.minimum(s.unseen_share * typical * unseen, 0.5 * caps_m))
+        system = (diags(weight + pull) + stiffness).tocsc()
+        step = spsolve(system, weight * wanted + pull * (target - total))
         total = np.clip(total + step, -np.minimum(s.inward_m, 0.7 * caps_m), 1.2 * caps_m)
         seen |= weight > 0
     view = posed_m - camera.position_m
     away = np.clip((normals * view).sum(axis=1) / np.linalg.norm(view, axis=1), 0, 1)
-    total = np.where((total > 0) & ~skirt, total * (1 - (1 - s.back_share) * away), total)
+    total = np.where(total > 0, total * (1 - (1 - s.back_share) * away), total)
     total[caps_m <= 0] = 0.0
     return Shell(total, normals, int(seen.sum()))
-
-
-def _skirt_goal(
-    skirt: np.ndarray,
-    posed_m: np.ndarray,
-    normals: np.ndarray,
-    heights_m: np.ndarray,
-    total: np.ndarray,
-    wanted: np.ndarray,
-    weight: np.ndarray,
-    target: np.ndarray,
-    pull: np.ndarray,
-    camera: PinholeCamera,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Goals [V] and their weights [V]: a skirt hangs as an ellipse that widens to the front as it does to the sides."""
-    goal, hold = target.copy(), pull.copy()
-    source = np.flatnonzero(skirt & (weight > 0.9))
-    if len(source) < 4:
-        return goal, hold
-    order = source[np.argsort(heights_m[source])]
-    # the outermost of a few neighbours in height: between the legs rays end early
-    side = maximum_filter1d((total + wanted)[order], 5, mode="nearest")
-    side = uniform_filter1d(side, 5, mode="nearest")
-    goal[skirt] = np.interp(heights_m[skirt], heights_m[order], side)
-    index = np.flatnonzero(skirt)
-    round_m, outward = _to_ellipse(index, source, posed_m, normals, total + wanted, camera)
-    goal[index] = np.where(outward, np.maximum(round_m, 0.3 * goal[index]), goal[index])
-    hold[skirt] = SKIRT_HOLD
-    return goal, hold
-
-
-def _to_ellipse(
-    index: np.ndarray,
-    source: np.ndarray,
-    posed_m: np.ndarray,
-    normals: np.ndarray,
-    reach_m: np.ndarray,
-    camera: PinholeCamera,
-) -> tuple[np.ndarray, np.ndarray]:
-    """How far each skirt vertex is from the skirt's cross-section along its normal.
-
-    Args:
-        index: [S] vertices of the skirt.
-        source: [R] those of them that see the mask's contour.
-        posed_m: [V, 3] world.
-        normals: [V, 3].
-        reach_m: [V] displacement that takes the sources to the contour.
-        camera: The photo's camera.
-
-    Returns:
-        Distances [S] (m) and whether [S] the vertex looks away from the skirt's axis.
-    """
-    forward = np.array([camera.w2c[2, 0], 0.0, camera.w2c[2, 2]])
-    forward /= np.linalg.norm(forward)
-    right = np.array([-forward[2], 0.0, forward[0]])
-    rim = posed_m[source] + normals[source] * reach_m[source, None]
-    points, n = posed_m[index], normals[index]
-    low, high = points[:, 1].min(), points[:, 1].max()
-    levels = np.arange(low, high + SKIRT_LEVEL_M, SKIRT_LEVEL_M)
-    table = np.full((len(levels), 4), np.nan)
-    for k, level in enumerate(levels):
-        near, body = np.abs(rim[:, 1] - level) < SKIRT_LEVEL_M, np.abs(points[:, 1] - level) < SKIRT_LEVEL_M
-        if near.sum() < 2 or not body.any():
-            continue
-        u, z = np.concatenate([rim[near], points[body]]) @ right, points[body] @ forward
-        table[k] = (u.max() + u.min()) / 2, np.ptp(u) / 2, (z.max() + z.min()) / 2, np.ptp(z) / 2
-    known = np.isfinite(table[:, 0])
-    if known.sum() < 2:
-        return np.zeros(len(index)), np.zeros(len(index), bool)
-    table = np.stack([np.interp(levels, levels[known], table[known, c]) for c in range(4)], axis=1)
-    table = uniform_filter1d(table, 3, axis=0, mode="nearest")
-    # it falls from the hips: what it gains at the sides it gains in front and behind
-    hips = max(table[-1, 3], HIPS_DEPTH * table[-1, 1])
-    depth = np.maximum(hips + table[:, 1] - table[-1, 1], table[:, 3])
-    across, half, middle, deep = (
-        np.interp(points[:, 1], levels, column) for column in (table[:, 0], table[:, 1], table[:, 2], depth)
-    )
-    p = np.stack([(points @ right - across) / half, (points @ forward - middle) / deep], axis=1)
-    d = np.stack([n @ right / half, n @ forward / deep], axis=1)
-    a, b, c = (d * d).sum(1) + 1e-9, (p * d).sum(1), (p * p).sum(1) - 1
-    distance = (-b + np.sqrt(np.maximum(b * b - a * c, 0))) / a
-    return distance, (b > 0) & (np.hypot(n[:, 0], n[:, 2]) > 0.5)
 
 
 def _observe_rim(

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from backend.context import Context
-from backend.human.dress import Dressed, body_splats, dress, find_held_objects
+from backend.human.cover import body_splats
+from backend.human.dress import Dressed, dress, find_held_objects
 from backend.human.fit import BodyFit, fit_body
 from backend.human.head import head_splats, personalise_head
 from backend.human.model import BodyModel, load_default_body
@@ -40,8 +41,8 @@ def stages(request: BodyRequest) -> list[Stage]:
         Stage("Find the person", ("photo", "request"), ("person",), _find),
         Stage("Fit the body", ("person", "body"), ("fit",), fit_body, version=2),
         Stage("Fit the head", ("person", "body", "fit"), ("personal",), personalise_head),
-        Stage("Dress the body", ("person", "body", "personal", "request"), ("held", "dressed"), _dress),
-        Stage("Place the Gaussians", ("person", "body", "personal", "dressed", "held"), ("splats",), _place),
+        Stage("Dress the body", ("person", "body", "personal", "request"), ("held", "dressed"), _dress, version=2),
+        Stage("Place the Gaussians", ("person", "body", "personal", "dressed", "held"), ("splats",), _place, version=2),
         Stage(
             "Match the photo",
             ("person", "body", "personal", "dressed", "held", "splats", "request"),
@@ -91,6 +92,7 @@ def _match(
     request: BodyRequest,
     context: Context,
 ) -> BoundSplats:
+    body, personal = dressed.body(body), dressed.wearer(personal)
     rest = dressed.vertices_m
     photo_rest = rest + photo_expression_m(personal)
     posed = pose_proxy(body, photo_rest, personal.joints_m, personal.pose, personal.translation_m)
@@ -129,6 +131,7 @@ def _write(
     folder: Path,
     context: Context,
 ) -> Outcome:
+    body, personal = dressed.body(body), dressed.wearer(personal)
     cloud, avatar = build_avatar(body, personal, fit.betas, dressed.vertices_m, matched, request.height_m)
     write_bundle(folder, cloud, avatar)
     write_contact_sheet(folder / "preview.png", person.image, cloud, avatar, context)

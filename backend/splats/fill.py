@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from backend.splats.colour import SEEN, blend_weight, to_lab, to_rgb
 from backend.splats.light import relit
+from backend.splats.pattern import continued, unrolled
 from backend.splats.rows import cloths, is_pattern, row_colours
 
 MIRROR_SCALE_M = 0.02
@@ -30,7 +31,6 @@ SEAM_STEPS = 80
 
 SEAM_LIMIT_LAB = (14.0, 10.0, 10.0)
 PLAIN_SHARE = 0.55
-ACROSS_WEIGHT = 0.35
 JOIN_M = 0.05
 DETAIL = 0.45
 DETAIL_LIMIT_LAB = (6.0, 3.0, 3.0)
@@ -122,6 +122,8 @@ def _row_colours(
 ) -> np.ndarray:
     """[N, 3] Lab of what goes round at the place of every disc, by family and label."""
     out = np.tile(to_lab(np.asarray(overall_rgb)[None]), (len(photo), 1))
+    lateral = np.where(np.isin(surface.families, (1, 2)), surface.positions_m[:, 1], surface.positions_m[:, 0])
+    angle, radius = unrolled(surface.positions_m, surface.axis_m, lateral, 3 * surface.families + surface.sides)
     for label in np.unique(surface.labels):
         mine = surface.labels == label
         if label in defaults_rgb:
@@ -134,7 +136,8 @@ def _row_colours(
             if own.sum() >= 40:
                 flank = _flanks(surface, own)
                 if is_pattern(surface.axis_m[flank], cloth[flank], surface.areas_m2[flank]):
-                    out[target] = photo[_same_place(surface, np.flatnonzero(own), np.flatnonzero(target))]
+                    places = np.flatnonzero(own), np.flatnonzero(target)
+                    out[target] = continued(photo, surface.axis_m, angle, radius, *places)
                     continue
                 out[target] = row_colours(
                     surface.axis_m[flank], photo[flank], cloth[flank], surface.areas_m2[flank], surface.axis_m[target]
@@ -157,13 +160,6 @@ def _join_families(surface: FillSurface, rows: np.ndarray) -> np.ndarray:
             share = 0.5 * np.exp(-distance.mean(axis=1) / JOIN_M)[:, None]
             out[own] += share * (rows[other[nearest]].mean(axis=1) - rows[own])
     return out
-
-
-def _same_place(surface: FillSurface, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The seen disc of `source` at the height and place across of each disc of `target`; the height counts most."""
-    lateral = np.where(surface.families == 1, surface.positions_m[:, 1], surface.positions_m[:, 0])
-    key = np.stack([surface.axis_m, ACROSS_WEIGHT * lateral], axis=1)
-    return source[cKDTree(key[source]).query(key[target])[1]]
 
 
 def _flanks(surface: FillSurface, own: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import pytest
 
 from backend.context import Context
 from backend.human.camera import PinholeCamera
-from backend.human.dress import Dressed, body_splats, dress, find_held_objects
+from backend.human.cover import body_splats
+from backend.human.dress import Dressed, dress, find_held_objects
 from backend.human.garments import FEET, FIRST_CLOTH, HANDS, LEGS, Part, garment_codes, vertex_parts
 from backend.human.held import outer_triangles, posed_body_m
 from backend.human.membranes import nearest_on_triangles, without_tails
@@ -295,9 +296,8 @@ def test_stripes_half_in_hard_light_stay_one_garment() -> None:
     assert (codes[labels > 0] == main).mean() > 0.97
 
 
-def test_a_skirt_widens_to_the_front_as_to_the_sides(
-    body: BodyModel, personal: Personal, nothing_held: np.ndarray
-) -> None:
+def _in_skirt(body: BodyModel, personal: Personal) -> tuple[Person, np.ndarray, np.ndarray]:
+    """A person in a flared skirt down to 0.55 m, the leg vertices [V] and all vertices' heights [V]."""
     labels, covered = _labels_of(body, personal, 0.55)
     labels = _grown(labels, covered, 4, np.isin(labels, (Label.SKIN, Label.SHOES)))
     posed, _ = posed_body_m(body, personal, personal.vertices_m)
@@ -311,13 +311,61 @@ def test_a_skirt_widens_to_the_front_as_to_the_sides(
     (high, left, right), (low, hem_left, hem_right) = rows[top], rows[0.55]
     flare = np.array([[left, high], [right, high], [hem_right + 18, low], [hem_left - 18, low]])
     cv2.fillPoly(labels, [flare.astype(np.int32)], (int(Label.UPPER),))
-    person = _person(labels)
+    return _person(labels), legs, heights
+
+
+def test_a_skirt_is_a_tube_as_deep_as_it_is_wide(body: BodyModel, personal: Personal, nothing_held: np.ndarray) -> None:
+    person, legs, _ = _in_skirt(body, personal)
     worn = dress(person, body, personal, nothing_held, True, Context.quiet(seed=0))
-    assert worn.skirt[legs].sum() > 100
-    assert not worn.skirt[np.isin(vertex_parts(body), HANDS + FEET)].any()
-    hem = worn.skirt & (np.abs(heights - 0.62) < 0.04)
-    bare, dressed_z = (np.ptp(v[hem][:, 2]) for v in (personal.vertices_m, worn.vertices_m))
-    assert dressed_z > bare + 0.15
+    assert worn.skirt is not None
+    count = len(personal.vertices_m)
+    assert worn.under_skirt[:count][legs].sum() > 100
+    assert not worn.under_skirt[:count][np.isin(vertex_parts(body), HANDS + FEET)].any()
+    hem = worn.skirt.rest_m[worn.skirt.rest_m[:, 1] < worn.skirt.shape.hem_m + 0.03]
+    assert abs(worn.skirt.shape.hem_m - 0.55) < 0.04
+    bare = personal.vertices_m[legs & (np.abs(personal.vertices_m[:, 1] - 0.6) < 0.04)]
+    wide, deep = np.ptp(hem[:, 0]), np.ptp(hem[:, 2])
+    assert wide > np.ptp(bare[:, 0]) + 0.1
+    assert 0.6 < deep / wide < 1.1
+    drawn = view_mesh(worn.posed_m, worn.body(body).triangles[outer_triangles(worn.body(body))], personal.camera)
+    assert _iou(drawn.nearest.covered, person.mask > 0.5) > 0.95
+
+
+def test_a_skirt_stays_whole_when_the_legs_stride(
+    body: BodyModel, personal: Personal, nothing_held: np.ndarray
+) -> None:
+    person, _, _ = _in_skirt(body, personal)
+    worn = dress(person, body, personal, nothing_held, True, Context.quiet(seed=0))
+    assert worn.skirt is not None
+    whole, wearer = worn.body(body), worn.wearer(personal)
+    assert len(whole.template_m) == len(wearer.vertices_m) == len(worn.vertices_m) == len(worn.posed_m)
+    posed, _ = posed_body_m(whole, wearer, worn.vertices_m)
+    np.testing.assert_allclose(posed, worn.posed_m, atol=1e-5)
+    pose = np.zeros((55, 3))
+    pose[JOINT_NAMES.index("left_hip"), 0], pose[JOINT_NAMES.index("right_hip"), 0] = -0.5, 0.5
+    stride, _ = posed_body_m(whole, replace(wearer, pose=pose), worn.vertices_m)
+    faces = whole.triangles[len(body.triangles) :]
+    assert faces.min() == len(personal.vertices_m)
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    before, after = (np.linalg.norm(v[edges[:, 0]] - v[edges[:, 1]], axis=1) for v in (worn.vertices_m, stride))
+    assert (after / before).max() < 2.5  # split between the thighs, the front's edges would grow tenfold
+
+
+def test_legs_under_a_skirt_are_not_its_cloth(body: BodyModel, personal: Personal, nothing_held: np.ndarray) -> None:
+    person, _, _ = _in_skirt(body, personal)
+    quiet = Context.quiet(seed=0)
+    worn = dress(person, body, personal, nothing_held, True, quiet)
+    assert worn.skirt is not None
+    splats = body_splats(person, body, personal, worn, nothing_held, quiet)
+    own = splats.triangles >= len(body.triangles)
+    nearest = np.linalg.norm(splats.colours[:, None] - np.array([SHIRT, TROUSERS, SKIN, SHOE])[None] / 255, axis=2)
+    assert own.sum() > 3000
+    assert (nearest.argmin(axis=1)[own] == 0).mean() > 0.97
+    where = splats.posed(worn.vertices_m, worn.vertices_m, worn.body(body).triangles).positions_m
+    leg = np.isin(vertex_parts(body)[body.triangles], LEGS).all(axis=1)
+    on_leg = np.append(leg, np.zeros(len(worn.skirt.triangles), bool))[splats.triangles]
+    assert on_leg.sum() > 2000
+    assert where[on_leg, 1].max() < worn.skirt.shape.hem_m + 0.15  # what the skirt hides is not made
 
 
 def test_a_ring_on_both_sides_of_the_neck_goes_round_behind_it(
