@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .formats import FormatError
 from .formats.ply import read_ply, write_ply
 from .gaussians import GaussianCloud
 from .limits import MAX_ARCHIVE_BYTES
@@ -164,7 +165,10 @@ def read_bundle(folder: str | os.PathLike[str]) -> tuple[GaussianCloud, Avatar]:
         if not (folder / name).is_file():
             raise BundleError(f"{folder} is no avatar bundle: {name} is missing")
     avatar = _read_avatar(folder / "avatar.npz")
-    cloud = read_ply(folder / "gaussians.ply").cloud
+    try:
+        cloud = read_ply(folder / "gaussians.ply").cloud
+    except FormatError as error:
+        raise BundleError(f"{folder}: {error}") from error
     if len(cloud) != len(avatar.bind_triangle):
         raise BundleError(
             f"{folder}: gaussians.ply has {len(cloud)} Gaussians, avatar.npz binds {len(avatar.bind_triangle)}"

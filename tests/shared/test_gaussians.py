@@ -130,3 +130,13 @@ def test_the_record_refuses_what_no_gaussian_is(field: str, value: np.ndarray, m
     GaussianCloud(**good)
     with pytest.raises(ValueError, match=message):
         GaussianCloud(**{**good, field: value})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 131_071, 131_072, 449_999])
+def test_one_value_that_is_not_finite_is_found_among_many(value: float, place: int) -> None:
+    cloud = random_cloud(10_000, degree=3)
+    rest = cloud.sh_rest.copy()
+    rest.reshape(-1)[place] = value
+    with pytest.raises(ValueError, match="sh_rest has values that are not finite"):
+        GaussianCloud(cloud.positions_m, cloud.scales_m, cloud.rotations_wxyz, cloud.opacities, cloud.sh_dc, rest)

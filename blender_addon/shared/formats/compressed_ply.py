@@ -117,7 +117,7 @@ def write_compressed_ply(path: str | os.PathLike[str], cloud: GaussianCloud, *, 
     colours = cloud.sh_dc * np.float32(SH_C0) + np.float32(0.5)
     packed = np.empty((len(cloud), 4), "<u4")
     bounds = np.empty((-(-len(cloud) // CHUNK), 18), "<f4")
-    fractions = []
+    fractions: list[np.ndarray] = []
     for k, values in enumerate((cloud.positions_m, log_scales, colours)):
         low, high = _chunk_bounds(values)
         bounds[:, 6 * k : 6 * k + 3], bounds[:, 6 * k + 3 : 6 * k + 6] = low, high

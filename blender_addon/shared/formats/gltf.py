@@ -20,7 +20,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 
@@ -247,9 +247,10 @@ def _collect(file: GltfFile, notes: list[str]) -> list[_Part]:
 def _mesh_parts(file: GltfFile, index: int, notes: list[str]) -> list[_Part]:
     parts: list[_Part] = []
     primitives = file.list_of(file.item("meshes", index), "primitives")
-    for primitive in primitives:
-        if not isinstance(primitive, dict):
+    for entry in primitives:
+        if not isinstance(entry, dict):
             raise file.fail("a primitive in its JSON is no object")
+        primitive = cast(JsonObject, entry)
         if EXTENSION in file.object_of(primitive, "extensions"):
             parts.append(_part(file, primitive, notes))
     if len(parts) < len(primitives):
