@@ -199,7 +199,10 @@ def perform(order: Order, sink: Sink, cancel_event: threading.Event, capture_std
         failure = failure_of(error)
         keep_log = failure.defect or order.log is not None
         log = _try_save_log(job, order.log or _place_of_log(job)) if keep_log else None
-        jobs.discard(job)
+        if failure.kind == "OUT_OF_MEMORY" and order.log is not None:
+            jobs.release(job)  # a fresh process goes on where this one stopped
+        else:
+            jobs.discard(job)
         raise JobFailedError(failure, log) from error
     return Finished(folder, tuple(dict.fromkeys([*photo.warnings, *run.warnings])))
 

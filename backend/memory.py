@@ -127,7 +127,7 @@ def free_bytes() -> int:
     lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
     free = int(lines.get("MemAvailable", "0 kB").split()[0]) * 1024
     limit, used = _cgroup("memory.max"), _cgroup("memory.current")
-    return min(free, max(limit - used, 0)) if limit else free
+    return min(free, _free_addresses(), max(limit - used, 0) if limit else free)
 
 
 def free_caches() -> None:
@@ -210,7 +210,6 @@ def run_with_ladder(
                 raise
             shortage = Shortage(wanted_bytes(error), free())
         release()  # outside the handler: inside it the traceback still holds the attempt's arrays
-        shortage = Shortage(shortage.needed_bytes, max(shortage.free_bytes, free()))
     raise out_of_memory(shortage)
 
 
@@ -229,6 +228,14 @@ def _status_bytes(label: str) -> int:
         if line.startswith(label):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _free_addresses() -> int:
+    """What a limit on the address space (ulimit -v) leaves to this process; huge without one."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 1 << 62 if limit == resource.RLIM_INFINITY else max(limit - _status_bytes("VmSize:"), 0)
 
 
 def _cgroup(name: str) -> int:

@@ -119,7 +119,7 @@ class Client:
         self._ids += 1
         return f"job-{self._ids}"
 
-    def wait(self, kind: str, count: int = 1, **fields: Any) -> dict[str, Any]:
+    def wait(self, kind: str, count: int = 1, patience_s: float = PATIENCE_S, **fields: Any) -> dict[str, Any]:
         """The `count`-th message of this kind."""
 
         def found() -> bool:
@@ -127,7 +127,7 @@ class Client:
             assert len(self.of(kind, **fields)) >= count or not done, (self.messages[-5:], self.log.read_text()[-2000:])
             return len(self.of(kind, **fields)) >= count
 
-        wait_until(found, f"{kind} {fields}")
+        wait_until(found, f"{kind} {fields}", patience_s)
         return self.of(kind, **fields)[count - 1]
 
     def terminals(self, job_id: str) -> list[dict[str, Any]]:

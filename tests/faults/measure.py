@@ -155,6 +155,7 @@ def measure_resume(folder: Path, times: int) -> None:
         began = time.monotonic()
         while not client.terminals("whole"):
             time.sleep(0.05)
+        assert client.of("result", job_id="whole"), client.terminals("whole")
         expected, seconds = digest(whole), time.monotonic() - began
     print(f"uninterrupted: {expected} in {seconds:.0f} s", flush=True)
     kills, rounds, results = 0, 0, []
