@@ -74,7 +74,8 @@ def find_person(image: np.ndarray, which: int, context: Context) -> Person:
     people = _people(image)
     if not people:
         raise UserError(
-            "No person was found in the photo; use a picture that shows one person clearly, from the front."
+            "No person was found in the photo; use a picture that shows one person clearly, from the front.",
+            kind="BAD_IMAGE",
         )
     if which >= len(people):
         raise UserError(
@@ -102,7 +103,7 @@ def find_person(image: np.ndarray, which: int, context: Context) -> Person:
     context.progress(STAGE, 3, 5, "mask")
     mask = person_mask(image, pose, others)
     if float((mask > 0.5).mean()) < 0.002:
-        raise UserError("The person in the photo is too small; crop the picture around the person.")
+        raise UserError("The person in the photo is too small; crop the picture around the person.", kind="BAD_IMAGE")
     context.progress(STAGE, 4, 5, "labels")
     hands_px = np.concatenate([left_px, right_px])
     labels = label_person(image, mask, pose.keypoints_px, pose.visibility, face_px, hands_px)
@@ -165,7 +166,7 @@ def _refuse_back_view(pose: PoseObservation, has_face: bool) -> None:
     hips = pose.keypoints_px[23, 0] < pose.keypoints_px[24, 0]
     hips_unseen = pose.visibility[[23, 24]].min() < 0.5
     if shoulders and ((hips and not hips_unseen) or (not has_face and (hips or hips_unseen))):
-        raise UserError("The person is seen from behind; use a photo in which the face is visible.")
+        raise UserError("The person is seen from behind; use a photo in which the face is visible.", kind="BAD_IMAGE")
 
 
 __all__ = ["Label", "Person", "find_person"]

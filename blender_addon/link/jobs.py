@@ -250,8 +250,11 @@ class JobQueue:
         return tuple(self._jobs[job_id] for job_id in ended if job_id in self._jobs)
 
     def close(self) -> None:
-        """End the process; running jobs can be resumed in the next session."""
+        """End the process; the next session finds unfinished jobs as interrupted ones."""
         self.process.close()
+        for job in self._jobs.values():
+            if job.status not in ENDED:
+                _write_state(job.folder, "waiting")  # the backend has just written "cancelled" for one that ran
 
     def _dispatch(self) -> None:
         waiting = next((job for job in self._jobs.values() if job.status == "waiting"), None)

@@ -200,16 +200,19 @@ def test_29_memory_that_runs_out_is_tried_again_in_a_fresh_process(queue: JobQue
     assert job.attempts == 2 and not is_alive(pid)
 
 
-def test_11_closing_while_a_job_runs_leaves_it_for_the_next_session(
-    make_queue: Callable[..., JobQueue], photo: Path
+@pytest.mark.parametrize("crash", [True, False])
+def test_11_a_session_that_ends_leaves_its_jobs_for_the_next_one(
+    make_queue: Callable[..., JobQueue], photo: Path, crash: bool
 ) -> None:
     queue = make_queue()
     job_id = queue.submit("stub", {"steps": 60, "step_s": 0.02}, photo)
     never = queue.submit("stub", {"steps": 1}, photo)
     tick_until(queue, lambda: list((queue.root / job_id).rglob("loop.*.npz")), "the loop")
-    pid = queue.process.pid
-    os.kill(pid, 9)  # as if the machine had lost its power
-    wait_until(lambda: queue.process.poll() or not queue.process.pid, "the end")  # the queue does not hear of it
+    if crash:  # as if the machine had lost its power: the queue does not hear of it
+        os.kill(queue.process.pid, 9)
+        wait_until(lambda: (queue.process.poll(), queue.process.pid == 0)[1], "the end")
+    else:
+        queue.close()
     for name in (job_id, never):  # written by the dead session
         path = queue.root / name / "state.json"
         path.write_text(path.read_text().replace(str(os.getpid()), "999999999"))
