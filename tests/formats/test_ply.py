@@ -58,6 +58,12 @@ def test_blocks_and_threads_lose_no_row(tmp_path: Path, count: int) -> None:
     assert_same(read_ply(tmp_path / "a.ply").cloud, cloud)
 
 
+def test_an_empty_cloud_can_be_written_and_says_on_reading_that_it_is_empty(tmp_path: Path) -> None:
+    write_ply(tmp_path / "a.ply", random_cloud(3, degree=1).select(np.array([], int)))
+    with pytest.raises(FormatError, match="holds no Gaussians"):
+        read_ply(tmp_path / "a.ply")
+
+
 def test_padded_to_degree_3_a_gaussian_has_62_floats(tmp_path: Path) -> None:
     cloud = random_cloud(count=7, degree=0)
     write_ply(tmp_path / "a.ply", cloud, degree=3)

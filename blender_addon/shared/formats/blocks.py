@@ -66,6 +66,8 @@ def in_runs(count: int, stride: int, work: Callable[[tuple[int, int], int], None
         stride: Bytes of a row in the file.
         work: Does rows span[0]..span[1], so many at a time.
     """
+    if count == 0:
+        return
     workers = max(1, min(8, os.cpu_count() or 1))  # beyond that memory is what is waited for
     rows = max(64, _BLOCK_BYTES // stride)
     run = max(rows, -(-count // (4 * workers)))
