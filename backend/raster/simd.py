@@ -58,11 +58,11 @@ class _MaskModel(models.PrimitiveModel):
         super().__init__(manager, front_type, ir.VectorType(ir.IntType(1), LANES))
 
 
-def _vector(real: types.Float) -> ir.VectorType:
+def _vector(real: Any) -> ir.VectorType:
     return ir.VectorType(ir.FloatType() if real == types.float32 else ir.DoubleType(), LANES)
 
 
-def _splat(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+def _splat(builder: ir.IRBuilder, value: Any) -> Any:
     """A scalar in every lane."""
     vector = ir.VectorType(value.type, LANES)
     single = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
@@ -77,7 +77,7 @@ def _common(*operands: types.Type) -> Lanes | None:
     return lanes.pop() if len(lanes) == 1 and all(isinstance(o, types.Number) for o in rest) else None
 
 
-def _widened(context: Any, builder: ir.IRBuilder, common: Lanes, signature: Any, values: Any) -> list[ir.Value]:
+def _widened(context: Any, builder: ir.IRBuilder, common: Lanes, signature: Any, values: Any) -> list[Any]:
     widened = []
     for kind, value in zip(signature.args, values, strict=True):
         if not isinstance(kind, Lanes):
@@ -86,7 +86,12 @@ def _widened(context: Any, builder: ir.IRBuilder, common: Lanes, signature: Any,
     return widened
 
 
-def _define(apply: Callable[..., ir.Value], arity: int, to_mask: bool = False) -> Callable[..., Any]:
+def _intrinsic(function: Callable[..., Any]) -> Any:
+    """The decorator of numba, typed so that kernels may leave out the typing context that numba adds."""
+    return intrinsic(function)
+
+
+def _define(apply: Callable[..., Any], arity: int, to_mask: bool = False) -> Any:
     """An intrinsic from a function that emits its instruction; scalars among the operands are widened."""
 
     def typed(operands: tuple[types.Type, ...]) -> tuple[Any, Any] | None:
@@ -94,7 +99,7 @@ def _define(apply: Callable[..., ir.Value], arity: int, to_mask: bool = False) -
         if common is None:
             return None
 
-        def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
             return apply(builder, *_widened(context, builder, common, signature, values))
 
         return (mask_type if to_mask else common)(*operands), generate
@@ -104,7 +109,7 @@ def _define(apply: Callable[..., ir.Value], arity: int, to_mask: bool = False) -
     return intrinsic(lambda context, a, b: typed((a, b)))
 
 
-def _overload_operator(symbol: Callable[..., Any], emit: Callable[..., ir.Value], to_mask: bool = False) -> None:
+def _overload_operator(symbol: Callable[..., Any], emit: Callable[..., Any], to_mask: bool = False) -> None:
     emitted = _define(emit, 2, to_mask)
 
     @overload(symbol, jit_options={"forceinline": True})
@@ -125,7 +130,7 @@ minimum = _define(lambda builder, a, b: builder.select(builder.fcmp_ordered("<",
 minimum.__doc__ = "The smaller value, lane by lane; the second where one is not a number."
 
 
-def _absolute(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+def _absolute(builder: ir.IRBuilder, a: Any) -> Any:
     name = f"llvm.fabs.v{LANES}f{32 if a.type.element == ir.FloatType() else 64}"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(a.type, [a.type]), name)
     return builder.call(function, [a])
@@ -135,7 +140,7 @@ absolute = _define(_absolute, 1)
 absolute.__doc__ = "The value without its sign, lane by lane."
 
 
-@intrinsic
+@_intrinsic
 def both(context: Any, a: Any, b: Any) -> Any:
     """Lane by lane "and" of two masks."""
     if not (isinstance(a, Mask) and isinstance(b, Mask)):
@@ -143,33 +148,33 @@ def both(context: Any, a: Any, b: Any) -> Any:
     return mask_type(a, b), lambda context, builder, signature, values: builder.and_(*values)
 
 
-@intrinsic
+@_intrinsic
 def select(context: Any, mask: Any, a: Any, b: Any) -> Any:
     """`a` where the mask holds, else `b`; one of the two may be a scalar."""
     common = _common(a, b)
     if not isinstance(mask, Mask) or common is None:
         return None
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         kinds = types.void(*signature.args[1:])
         return builder.select(values[0], *_widened(context, builder, common, kinds, values[1:]))
 
     return common(mask, a, b), generate
 
 
-@intrinsic
+@_intrinsic
 def ramp(context: Any, real: Any) -> Any:
     """0, 1, ... 7 of the type of the given scalar."""
     if not isinstance(real, types.Float):
         return None
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         return ir.Constant(_vector(real), [float(i) for i in range(LANES)])
 
     return Lanes(real)(real), generate
 
 
-@intrinsic
+@_intrinsic
 def filled(context: Any, real: Any) -> Any:
     """A scalar in every lane."""
     if not isinstance(real, types.Float):
@@ -177,7 +182,7 @@ def filled(context: Any, real: Any) -> Any:
     return Lanes(real)(real), lambda context, builder, signature, values: _splat(builder, values[0])
 
 
-def _pointer(context: Any, builder: ir.IRBuilder, kind: types.Array, array: ir.Value, index: ir.Value) -> ir.Value:
+def _pointer(context: Any, builder: ir.IRBuilder, kind: types.Array, array: Any, index: Any) -> Any:
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [index]), _vector(kind.dtype).as_pointer())
 
@@ -187,38 +192,38 @@ def _is_flat(array: Any, index: Any) -> bool:
     return flat and isinstance(array.dtype, types.Float) and isinstance(index, types.Integer)
 
 
-@intrinsic
+@_intrinsic
 def load(context: Any, array: Any, index: Any) -> Any:
     """Eight elements of a flat array from `index` on; the caller keeps inside its bounds."""
     if not _is_flat(array, index):
         return None
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         return builder.load(_pointer(context, builder, array, *values), align=array.dtype.bitwidth // 8)
 
     return Lanes(array.dtype)(array, index), generate
 
 
-@intrinsic
+@_intrinsic
 def store(context: Any, array: Any, index: Any, value: Any) -> Any:
     """Write eight elements of a flat array from `index` on; the caller keeps inside its bounds."""
     if not _is_flat(array, index) or value != Lanes(array.dtype):
         return None
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         builder.store(values[2], _pointer(context, builder, array, *values[:2]), align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, index, value), generate
 
 
-@intrinsic
+@_intrinsic
 def total(context: Any, value: Any) -> Any:
     """Sum of all lanes, halves first: a fixed order."""
     if not isinstance(value, Lanes):
         return None
 
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> Any:
         vector, width = values[0], LANES
         while width > 1:
             width //= 2

@@ -326,6 +326,34 @@ def draw_backward(
                 grad_splats[i, column] += grad_pairs[splat_pairs[k], column]
 
 
+@njit(fastmath=FAST, error_model="numpy")
+def _tile_medians(tile, tiles_x, width, height, packed, tile_start, pair_splat, medians):
+    real = packed.dtype.type
+    half = real(0.5)
+    left, top = (tile % tiles_x) * TILE_PX, (tile // tiles_x) * TILE_PX
+    right, bottom = min(left + TILE_PX, width), min(top + TILE_PX, height)
+    medians[top:bottom, left:right] = -1
+    state = np.ones(TILE_PX * PITCH, packed.dtype)
+    before, lanes = np.empty(LANES, packed.dtype), ramp(real(1))
+    for pair in range(tile_start[tile], tile_start[tile + 1]):
+        i = pair_splat[pair]
+        x, y, a, b, c = packed[i, 0], packed[i, 1], packed[i, 2], packed[i, 3], packed[i, 4]
+        opacity, reach = packed[i, 5], packed[i, 6]
+        first_row, end_row = _range(y, packed[i, 7], half, top, bottom)
+        for py in range(first_row, end_row):
+            dy = real(py) + half - y
+            run, run_end = _span(a, b, c, reach, x, dy, half, left, right)
+            while run < run_end:
+                dx = lanes + (real(run) + half - x)
+                at = (py - top) * PITCH + run - left
+                store(before, 0, load(state, at))
+                _blend(state, at, 0, packed, i, dx, half * a, b * dy, half * c * dy * dy, opacity, half * reach)
+                for k in range(min(LANES, run_end - run)):
+                    if before[k] > MEDIAN_TRANSMITTANCE and 0 < state[at + k] < before[k]:
+                        medians[py, run + k] = i
+                run += LANES
+
+
 @njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
 def find_medians(packed, tiles_x, jobs, tile_start, pair_splat, medians):
     """Per pixel the Gaussian in whose depth half of the light is gone; like gsplat's, the last one if it never is.
@@ -338,44 +366,7 @@ def find_medians(packed, tiles_x, jobs, tile_start, pair_splat, medians):
         pair_splat: from `sorting.sort_into_tiles`.
         medians: out int64 [H, W] the last drawn Gaussian that met a transmittance above a half, -1 where none is.
     """
-    real = packed.dtype.type
     height, width = medians.shape
     for job in prange(jobs.shape[0] - 1):
-        before = np.empty(LANES, packed.dtype)
-        lanes = ramp(real(1))
         for tile in range(jobs[job], jobs[job + 1]):
-            left, top = (tile % tiles_x) * TILE_PX, (tile // tiles_x) * TILE_PX
-            right, bottom = min(left + TILE_PX, width), min(top + TILE_PX, height)
-            light = np.ones(TILE_PX * PITCH, packed.dtype)
-            for py in range(top, bottom):
-                for px in range(left, right):
-                    medians[py, px] = -1
-            for pair in range(tile_start[tile], tile_start[tile + 1]):
-                i = pair_splat[pair]
-                x, y, a, b, c = packed[i, 0], packed[i, 1], packed[i, 2], packed[i, 3], packed[i, 4]
-                first_row, end_row = _range(y, packed[i, 7], real(0.5), top, bottom)
-                for py in range(first_row, end_row):
-                    dy = real(py) + real(0.5) - y
-                    run, run_end = _span(a, b, c, packed[i, 6], x, dy, real(0.5), left, right)
-                    while run < run_end:
-                        dx = lanes + (real(run) + real(0.5) - x)
-                        at = (py - top) * PITCH + run - left
-                        store(before, 0, load(light, at))
-                        b_dy, c_dy = b * dy, real(0.5) * c * dy * dy
-                        _blend(
-                            light,
-                            at,
-                            0,
-                            packed,
-                            i,
-                            dx,
-                            real(0.5) * a,
-                            b_dy,
-                            c_dy,
-                            packed[i, 5],
-                            real(0.5) * packed[i, 6],
-                        )
-                        for k in range(min(LANES, run_end - run)):
-                            if before[k] > MEDIAN_TRANSMITTANCE and 0 < light[at + k] < before[k]:
-                                medians[py, run + k] = i
-                        run += LANES
+            _tile_medians(tile, tiles_x, width, height, packed, tile_start, pair_splat, medians)

@@ -1,7 +1,10 @@
 """The laws that any rasteriser keeps, and what it says to what does not fit. See also test_agreement."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from torch import Tensor
 from backend.raster import Cameras, RasterOutput, SplatTensors, portable, rasterize
 from tests.raster.scenes import HEIGHT, WIDTH, make_scene, rotation_about, tensors, two_views, with_sh
 
+ROOT = Path(__file__).parents[2]
 BACKENDS = ("portable", "reference")
 
 
@@ -421,3 +425,24 @@ def test_a_second_call_with_other_layouts_compiles_nothing() -> None:
     run(odd, wide, Cameras(cameras.w2c.float(), cameras.K.transpose(1, 2).contiguous().transpose(1, 2), 33, 70))
     run(splats, features[:, :1], replace(cameras, width=1, height=1))
     assert [len(kernel.signatures) for kernel in kernels] == before
+
+
+def test_a_second_process_loads_every_kernel_from_the_cache_on_disk() -> None:
+    """What this process compiled or loaded, the next one must not compile again."""
+    run = """
+import numba, torch
+from backend.raster import Cameras, SplatTensors, projection, rasterize, sorting, spherical, tiles
+means = torch.tensor([[0.0, 0.0, 2.0]], requires_grad=True)
+splats = SplatTensors(means, torch.ones(1, 4), torch.full((1, 3), 0.1), torch.ones(1), torch.zeros(1, 4, 3))
+cameras = Cameras(torch.eye(4)[None], torch.tensor([[[9.0, 0, 4], [0, 9, 4], [0, 0, 1]]]), 8, 8)
+output = rasterize(splats, cameras, outputs=("rgb", "depth", "median_depth"))
+(output.rgb.sum() + output.median_depth.sum()).backward()
+found = [kernel for module in (projection, sorting, spherical, tiles) for kernel in vars(module).values()
+         if isinstance(kernel, numba.core.dispatcher.Dispatcher) and kernel.signatures]
+assert all(sum(kernel.stats.cache_misses.values()) == 0 for kernel in found), found
+print(sum(sum(kernel.stats.cache_hits.values()) for kernel in found))
+"""
+    exec(compile(run, "<first process>", "exec"), {"print": lambda hits: None, "all": lambda _: True})
+    done = subprocess.run([sys.executable, "-c", run], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 10
