@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SAMPLES = 500_000
+SAMPLES_PER_CELL = 6
+"""Surface samples per part of a pixel of the whole frame, of which the object fills a quarter."""
+
 SUPERSAMPLING = 3
 RADIUS_M = 0.36
 """Of a ball around the origin that holds the torus."""
@@ -72,8 +74,9 @@ def photograph(views: int, size_px: int, seed: int = 0) -> Pictures:
     vertices, triangles, coordinates = torus_mesh()
     corners = vertices[triangles]
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    face = rng.choice(len(triangles), SAMPLES, p=area / area.sum())
-    bary = rng.dirichlet(np.ones(3), SAMPLES)
+    samples = SAMPLES_PER_CELL * (size_px * SUPERSAMPLING) ** 2
+    face = rng.choice(len(triangles), samples, p=area / area.sum())
+    bary = rng.dirichlet(np.ones(3), samples)
     points = np.einsum("nk,nkc->nc", bary, corners[face])
     colours = texture(np.einsum("nk,nkc->nc", bary, coordinates[face]))
     w2c = np.stack([_look_at(d) for d in _directions(views, rng)])

@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from backend.raster import Cameras
 from backend.splats.cloud_parameters import CloudParameters
-from backend.splats.optimise_cloud import TargetView
 from blender_addon.shared.gaussians import GaussianCloud
-from tests.oracles.textured_torus import Pictures
 
 
 def random_cloud(count: int, seed: int, degree: int = 0, radius_m: float = 0.36) -> GaussianCloud:
@@ -70,16 +67,3 @@ def fake_info(parameters: CloudParameters, gradients: torch.Tensor, radii: torch
     (kept * gradients[None]).sum().backward()
     radii = torch.full((1, len(parameters), 2), 5) if radii is None else radii
     return {"means2d": kept, "radii": radii, "gaussian_ids": None, "width": 64, "height": 64, "n_cameras": 1}
-
-
-def target_views(pictures: Pictures) -> list[TargetView]:
-    """One view per picture."""
-    size = pictures.images.shape[-1]
-    return [
-        TargetView(
-            Cameras(torch.from_numpy(pictures.w2c[[i]]), torch.from_numpy(pictures.intrinsics[[i]]), size, size),
-            torch.from_numpy(pictures.images[i]),
-            torch.from_numpy(pictures.masks[i]),
-        )
-        for i in range(len(pictures.images))
-    ]

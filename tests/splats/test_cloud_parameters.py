@@ -16,7 +16,7 @@ from blender_addon.shared.gaussians import GaussianCloud
 from tests.splats.clouds import leaves, random_cloud, steps
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), degree=st.integers(0, 4), size=st.floats(-7, 4))
 def test_a_cloud_comes_back_within_the_stated_limits(seed: int, degree: int, size: float) -> None:
     cloud = random_cloud(50, seed, degree)
