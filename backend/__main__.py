@@ -69,6 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--jobs", type=Path, required=True, metavar="DIR", help="folder of the job folders")
     serve.add_argument("--keep-days", type=float, metavar="N", help="remove finished jobs that are older")
     serve.add_argument("--keep-gb", type=float, default=20.0, metavar="N", help="and the oldest beyond this size")
+    serve.add_argument("--memory-gb", type=float, default=0.0, metavar="N", help="a job plans with so much at most")
     serve.add_argument("--offline", action="store_true", help="refuse every connection")
 
     doctor = commands.add_parser("doctor", help="say what works on this machine")
@@ -123,8 +124,8 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "serve":
         from backend.serve import ServeOptions, serve
 
-        keep_bytes = int(options.keep_gb * 1e9)
-        return serve(ServeOptions(options.jobs, options.keep_days, keep_bytes, options.offline))
+        keep, memory = int(options.keep_gb * 1e9), int(options.memory_gb * 1e9)
+        return serve(ServeOptions(options.jobs, options.keep_days, keep, options.offline, memory))
     from backend.doctor import doctor
 
     return doctor(options.json)

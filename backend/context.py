@@ -104,6 +104,8 @@ class Context:
         sink: Where progress and previews go.
         cancel_event: Set from another thread or a signal handler to stop the job.
         checkpoint: Where a long loop keeps its state; see `Keeper`.
+        memory_bytes: What the job may plan with on the device, from what is free, the preset and the user's limit; 0
+            where unknown. A stage that can work in pieces makes them fit.
         economy: How often memory ran out in this stage: 0 for full size; a stage that declares economies works on
             smaller pieces for every further one.
         share: (stage, first, last, total): when set, inner progress is shown as this part of that stage.
@@ -115,6 +117,7 @@ class Context:
     sink: Sink = field(default_factory=QuietSink)
     cancel_event: threading.Event = field(default_factory=threading.Event)
     checkpoint: Keeper = field(default_factory=NoKeeper)
+    memory_bytes: int = 0
     economy: int = 0
     share: tuple[str, float, float, float] | None = None
 

@@ -22,6 +22,7 @@ import numpy as np
 from backend import jobs
 from backend.context import Context, Sink, TerminalSink
 from backend.errors import DONE, FAILED, Cancelled, Failure, UserError, failure_of
+from backend.memory import budget
 from backend.perception.photo import Photo, read_photo
 from backend.pipeline import Run, Stage, check_chain
 from backend.pipeline import run as run_stages
@@ -79,6 +80,7 @@ class Order:
         resume: Take over what an interrupted run of the same job left.
         log: Where the log of a job that fails or stops is kept; None: beside an earlier result, else in the system's
             temporary folder.
+        memory_bytes: The user's own limit for the job's memory; 0 for none.
     """
 
     method: str
@@ -87,6 +89,7 @@ class Order:
     out: Path
     resume: bool = False
     log: Path | None = None
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,8 @@ def _work(
             for line in photo.warnings:
                 both.warning("NOTE", line)
             stages = stages_of(order.method, order.request)
-            context = Context(job.scratch, device, order.request.seed, both, cancel_event)
+            allowed = budget(device, order.request.preset, order.memory_bytes).allowed_bytes
+            context = Context(job.scratch, device, order.request.seed, both, cancel_event, memory_bytes=allowed)
             given = dict(zip(GIVEN, (photo, order.request, job.work), strict=True))
             return run_stages(stages, given, context, job.checkpoints)
         except Exception:

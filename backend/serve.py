@@ -65,6 +65,7 @@ class ServeOptions:
         keep_days: See `housekeeping.Policy`; None leaves all jobs where they are.
         keep_bytes: See `housekeeping.Policy`.
         offline: Refuse every connection.
+        memory_bytes: The user's own limit for a job's memory; 0 for none.
         idle_bytes: A process that holds more after a job asks for a fresh one; 0 for half of the machine's memory.
     """
 
@@ -72,6 +73,7 @@ class ServeOptions:
     keep_days: float | None = None
     keep_bytes: int = 20_000_000_000
     offline: bool = False
+    memory_bytes: int = 0
     idle_bytes: int = 0
 
 

@@ -82,7 +82,7 @@ def do_job(ticket: Ticket, options: ServeOptions, send: Send) -> BackendMessage:
     order = ticket.order
     folder = options.jobs / order.job_id
     try:
-        checked = _check(order, options.jobs)
+        checked = _check(order, options)
     except UserError as error:
         return _failed(order.job_id, failure_of(error))
     try:
@@ -117,14 +117,14 @@ def _failed(job_id: str, failure: Failure, log: str = "", fresh: bool = True) ->
     return Failed(job_id, failure.kind, failure.text, failure.hint, retryable, log)
 
 
-def _check(order: Run, root: Path) -> Order:
+def _check(order: Run, options: ServeOptions) -> Order:
     """The message as an order whose every path lies inside the job's folder.
 
     Raises:
         UserError: With the field that is wrong.
     """
-    folder = root / order.job_id
-    inside = folder.resolve() == root.resolve() / order.job_id
+    folder = options.jobs / order.job_id
+    inside = folder.resolve() == options.jobs.resolve() / order.job_id
     if not inside or not folder.is_dir():
         raise UserError(f"the job's folder {order.job_id} is not in the folder of jobs; submit the job again")
     if problem := protocol.check_relative(order.image):
@@ -136,7 +136,8 @@ def _check(order: Run, root: Path) -> Order:
         request = request_from_json(order.method, order.request)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
-    return Order(order.method, request, image, folder / RESULT_FOLDER, order.resume, folder / jobs.LOG)
+    out, log = folder / RESULT_FOLDER, folder / jobs.LOG
+    return Order(order.method, request, image, out, order.resume, log, options.memory_bytes)
 
 
 def _files(result: Path, folder: Path) -> tuple[File, ...]:

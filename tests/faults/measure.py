@@ -163,7 +163,7 @@ def measure_resume(folder: Path, times: int) -> None:
         rounds += 1
         job_id, ended = f"job-{rounds}", False
         while not ended:
-            ended, kill = _go_on(folder, job_id, rng.uniform(1, 16) if kills < times else 1e9)
+            ended, kill = _go_on(folder, job_id, rng.uniform(0.02, 0.4) * seconds if kills < times else 1e9)
             kills += kill
         results.append(digest(folder / "jobs" / job_id))
         print(f"job {rounds}: {results[-1]} after {kills} kills in all", flush=True)
