@@ -86,7 +86,11 @@ class McmcSettings:
 
 
 class McmcDensifier:
-    """Relocation, addition and noise; needs no information from the rasteriser."""
+    """Relocation, addition and noise; needs no information from the rasteriser.
+
+    For long runs: newcomers keep nearly the size of their parents and part from them slowly. On the torus of
+    scripts/quality_densify.py it does not pay within 600 iterations, where clone and split gain 1 to 2 dB.
+    """
 
     def __init__(self, settings: McmcSettings) -> None:
         """Settings as given."""
