@@ -54,13 +54,14 @@ def blend_of(splats: SplatTensors, cameras: Cameras, where: np.ndarray) -> Blend
     with torch.no_grad():
         flat = project(
             splats.means, splats.rotations_wxyz, splats.scales, splats.opacities,
-            cameras.w2c[0], cameras.K[0], cameras.width, cameras.height, True,
+            cameras.w2c, cameras.K, cameras.width, cameras.height, True,
         )  # fmt: skip
-    depths, visible = flat.depths.numpy(), flat.visible.numpy() & (flat.opacities.numpy() >= ALPHA_FLOOR)
+    depths = flat.depths[0].numpy()
+    visible = (flat.radii[0] > 0).all(dim=1).numpy() & (flat.opacities[0].numpy() >= ALPHA_FLOOR)
     order = np.argsort(depths, kind="stable")
     order = order[visible[order]]
     row_of_pixel = np.where(where, np.cumsum(where.ravel()).reshape(where.shape) - 1, -1)
-    arrays = [part.double().contiguous().numpy() for part in (flat.means_px, flat.conics, flat.opacities)]
+    arrays = [part[0].double().contiguous().numpy() for part in (flat.means_px, flat.conics, flat.opacities)]
     alone = np.zeros(len(depths))
     nothing = np.empty(0, np.int32)
     entries = _list_weights(order, *arrays, row_of_pixel, nothing, nothing, np.empty(0, np.float32), alone)
