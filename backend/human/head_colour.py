@@ -50,6 +50,8 @@ CREASE_M = 0.003
 CREASE_SAMPLES = 16
 LID_BULGE = 0.07
 """Difference in brightness between the middle of a closed lid and its borders."""
+LID_LIGHT, LID_GAIN = 0.97, 1.08
+"""A closed lid is nearly as bright as the skin around the eye; at most so much brighter than its fill."""
 CAVITY_M = 0.006
 """A vertex whose neighbours rise this far above it would be black (ears have 1 to 2 mm)."""
 
@@ -155,8 +157,28 @@ def _lid_colours(
         distance, near = cKDTree(seen.closed_m[around]).query(seen.closed_m[on_lid], k=CREASE_SAMPLES)
         soft = 0.85 * np.exp(-((distance.mean(axis=1) / CREASE_M) ** 2))[:, None]
         out[on_lid] = (1 - soft) * out[on_lid] + soft * photo[around][near].mean(axis=1)
+    out = _as_light_as_around(out, photo, seen, trust)
     line = (0.9 * seen.lashes)[:, None]
     return (1 - line) * out + line * lashes
+
+
+def _as_light_as_around(fill: np.ndarray, photo: np.ndarray, seen: Seen, trust: np.ndarray) -> np.ndarray:
+    """[N, 3] the fill with each eye's lids brought up to the skin around them, which the crease shades."""
+    out, lid = fill.copy(), seen.lid > 0.9
+    if not lid.any():
+        return out
+    middle = seen.closed_m[lid, 0].mean()
+    for side in (-1, 1):
+        mine = side * (seen.closed_m[:, 0] - middle) > 0
+        if not (mine & lid).any():
+            continue
+        distance = cKDTree(seen.closed_m[mine & lid]).query(seen.closed_m, distance_upper_bound=EYE_REACH_M)[0]
+        around = np.isfinite(distance) & (seen.lid < 0.1) & (trust > 0.3)
+        if around.sum() > CREASE_SAMPLES:
+            wanted = LID_LIGHT * np.percentile(photo[around].mean(axis=1), 60)  # not its creases
+            gain = np.clip(wanted / np.median(fill[mine & lid].mean(axis=1)), 1, LID_GAIN)
+            out[mine] *= 1 + (gain - 1) * seen.lid[mine, None]
+    return out
 
 
 def _chin_height(body: BodyModel, personal: Personal) -> float:

@@ -21,6 +21,9 @@ FINE_LANDMARKS = (*LEFT_LIDS, *RIGHT_LIDS, *INNER_LIPS, 61, 291, 0, 17, 37, 267,
 SCALE_PER_DEVIATION = 2.5  # 1.7 left 1 to 2 % of holes, 2.1 a fine dot pattern close up
 THICKNESS = 0.15  # of the mean in-plane scale
 OCCLUSION_M = 0.006
+AJAR = 0.02
+"""Colour gate of the line of lashes: nearly closed to gradient steps, which would spread it over the closed eye, and
+open to the polish, which moves colours by no more than they show."""
 LID_SPACING_M = 0.75e-3  # half closed
 
 
@@ -148,7 +151,8 @@ def skin_splats(view: HeadView, body: BodyModel, personal: Personal, frame: Phot
     # what the photo shows of the lids is their line of lashes: an optimiser would spread it over the closed eye
     gate = np.clip((colours.confidence - 0.05) / 0.3, 0, 1) * steps_near_lids(seen.closed_m, seen.lid)
     kind = np.where(colours.cloth, Kind.CLOTH, Kind.SKIN)
-    return sheet.bound(colours.colours, kind, colours.confidence, (gate, gate))
+    colour_gate = np.maximum(gate, AJAR * seen.lashes) if personal.has_face else gate
+    return sheet.bound(colours.colours, kind, colours.confidence, (colour_gate, gate))
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,14 @@ from backend.splats.losses import (
     roughness,
 )
 from backend.splats.parameters import GatedAdam, Posing, SplatParameters
-from backend.splats.polish import PolishSettings, colour_range, counted_pixels, opened_gates, polished_colours
+from backend.splats.polish import (
+    PolishSettings,
+    colour_range,
+    counted_pixels,
+    facing_camera,
+    opened_gates,
+    polished_colours,
+)
 from backend.splats.render import BACKGROUND, to_cameras, to_tensors, to_uint8
 
 STAGE = "optimise"
@@ -106,8 +113,9 @@ def optimise_to_photo(
     free = uncovered_by_hair(parameters, splats.kind, [view for view in (whole, face) if view is not None])
     polish = None
     if settings.polish is not None:
-        gate = free * opened_gates(splats, seen.uncovered)
+        gate = free * opened_gates(splats, seen.uncovered, facing_camera(splats.posed(*proxy), camera))
         polish = _Polish.of(parameters, gate, camera, image, where, settings.polish)
+        parameters.limit_colours(*polish.limits)
         polish(parameters, seen)
     neighbours = Neighbourhood.of(parameters.posed()[0].means.detach().numpy(), splats.kind)
     adam = GatedAdam(
@@ -187,8 +195,7 @@ class _Polish:
         posed, colours = parameters.posed()
         seen = blend_of(posed, self.cameras, self.where) if seen is None else seen
         before = colours.numpy()
-        limits = np.minimum(self.limits[0], before), np.maximum(self.limits[1], before)
-        after = polished_colours(before, self.gate, seen, self.target, limits, self.settings)
+        after = polished_colours(before, self.gate, seen, self.target, self.limits, self.settings)
         parameters.colours.add_(torch.from_numpy(after - before))
         parameters.clamp_()
 

@@ -90,6 +90,7 @@ class SplatParameters:
         self._lowest = (floor - self._logits).clamp_max(0)
         # Half the log of the ratio of the in-plane axes, and how far it may go.
         self._start_shape = 0.5 * torch.log(self._scales_m[:, 0] / self._scales_m[:, 1].clamp_min(1e-9)).clamp(-9, 9)
+        self._colour_limits = -self._colours, 1 - self._colours
         self._shape_limit = self._start_shape.abs().clamp_min(0.5 * np.log(ANISOTROPY_LIMIT))
 
     def posed(self) -> tuple[SplatTensors, Tensor]:
@@ -112,7 +113,12 @@ class SplatParameters:
         excess = half_ratio - torch.maximum(torch.minimum(half_ratio, self._shape_limit), -self._shape_limit)
         self.log_scales.sub_(torch.stack([excess, -excess], 1))
         self.logits.copy_(torch.maximum(self.logits, self._lowest).minimum((LOGIT_LIMIT - self._logits).clamp_min(0)))
-        self.colours.copy_(torch.maximum(torch.minimum(self.colours, 1 - self._colours), -self._colours))
+        low, high = self._colour_limits
+        self.colours.copy_(torch.maximum(torch.minimum(self.colours, high), low))
+
+    def limit_colours(self, low: np.ndarray, high: np.ndarray) -> None:
+        """Hold the colours between `low` and `high` [N, 3], display sRGB; where they start must lie between them."""
+        self._colour_limits = torch.from_numpy(low) - self._colours, torch.from_numpy(high) - self._colours
 
     def bound(self) -> BoundSplats:
         """The Gaussians as they are now, in the frames of their triangles."""

@@ -10,11 +10,19 @@ from scipy import ndimage
 
 from backend.human.camera import PinholeCamera
 from backend.splats.blend import Blend
-from backend.splats.bound import BoundSplats, Kind
+from backend.splats.bound import BoundSplats, Kind, PosedSplats
 from backend.splats.render import BACKGROUND
+from blender_addon.shared.gaussians import wxyz_to_matrices
 
 OPENS = (0.01, 0.08)
 """Cloth of which the photo shows more than the second share of each disc is free, less than the first as gated."""
+
+OPENS_FACING = (0.05, 0.3)
+"""The same for how squarely cloth faces the camera: the inside of a hem is seen below its front, and the photo shows
+legs there."""
+
+SKIN_OPENS = 50.0
+"""Skin that shows is opened to so many times its gate: lids, kept from gradient steps by a gate near 0, by a share."""
 
 ERODE_PX = 2
 """Pixels this near the mask's edge do not count: photo and background mix there."""
@@ -24,13 +32,14 @@ ERODE_PX = 2
 class PolishSettings:
     """How hard the colours are pulled to the photo."""
 
-    damping: float = 0.15  # weight of staying put, against the sum of squared shares of pixels
+    damping: float = 0.15  # weight of staying put, per pixel's worth of what a Gaussian shows
+    least_shown_px: float = 0.05  # what shows less is as reluctant as this
     iterations: int = 20  # of conjugate gradients; twice as many add less than 0.1 dB
     window_px: int = 5  # colours stay within what the photo shows in a window of this width
-    margin: float = 0.04  # and so much beyond it, display sRGB: wide discs must overshoot to draw an edge
+    margin: float = 0.08  # and so much beyond it, display sRGB: wide discs must overshoot to draw an edge
 
 
-def opened_gates(splats: BoundSplats, uncovered: np.ndarray) -> np.ndarray:
+def opened_gates(splats: BoundSplats, uncovered: np.ndarray, facing: np.ndarray) -> np.ndarray:
     """Gates of the colours, opened where cloth and bare skin do show.
 
     Confidence judges each disc by itself. Between arm and trunk, at a seam or at the frame's edge discs show that it
@@ -40,14 +49,29 @@ def opened_gates(splats: BoundSplats, uncovered: np.ndarray) -> np.ndarray:
     Args:
         splats: N Gaussians.
         uncovered: [N] 0..1, share of each that the photo's camera sees.
+        facing: [N] cosine between the discs' normals and the way to the camera.
 
     Returns:
         [N] float32 0..1, nowhere below the gates of `splats`.
     """
-    low, high = OPENS
-    shows = np.clip((uncovered - low) / (high - low), 0, 1)
-    opens = np.isin(splats.kind, (Kind.CLOTH, Kind.MEMBRANE)) | ((splats.kind == Kind.SKIN) & (splats.colour_gate > 0))
-    return np.where(opens, np.maximum(splats.colour_gate, shows), splats.colour_gate).astype(np.float32)
+    shows = np.clip((uncovered - OPENS[0]) / (OPENS[1] - OPENS[0]), 0, 1)
+    faces = np.clip((facing - OPENS_FACING[0]) / (OPENS_FACING[1] - OPENS_FACING[0]), 0, 1)
+    limits = {
+        Kind.CLOTH: shows * faces,
+        Kind.MEMBRANE: shows,
+        Kind.SKIN: np.minimum(shows, SKIN_OPENS * splats.colour_gate),
+    }
+    opened = np.zeros(len(splats))
+    for kind, limit in limits.items():
+        opened = np.where(splats.kind == kind, limit, opened)
+    return np.maximum(splats.colour_gate, opened).astype(np.float32)
+
+
+def facing_camera(posed: PosedSplats, camera: PinholeCamera) -> np.ndarray:
+    """[N] cosine between the normals of posed discs (their z axes) and the way to the camera; negative from behind."""
+    normals = wxyz_to_matrices(posed.rotations_wxyz)[:, :, 2]
+    away = posed.positions_m + camera.w2c[:3, :3].T @ camera.w2c[:3, 3]
+    return -(normals * away).sum(axis=1) / np.maximum(np.linalg.norm(away, axis=1), 1e-9)
 
 
 def counted_pixels(mask: np.ndarray, held: np.ndarray) -> np.ndarray:
@@ -93,8 +117,9 @@ def polished_colours(
 ) -> np.ndarray:
     """Colours whose picture is nearest to the photo, by damped least squares.
 
-    Minimises |W (c + g d) - photo|^2 + damping |d|^2 over d, with the gates g: what the photo hardly shows hardly
-    moves, and it moves by as much as it shows, unlike under an optimiser that scales every step to one size.
+    Minimises |W (c + d) - photo|^2 + sum of damping * m (d / g)^2 over d, with the gates g and what each Gaussian shows
+    m (in pixels), so that many small ones follow as willingly as few large ones. What the photo hardly shows hardly
+    moves, unlike under an optimiser that scales every step to one size.
 
     Args:
         colours: [N, 3] 0..1 before.
@@ -112,7 +137,8 @@ def polished_colours(
         return colours
     alpha = np.asarray(blend.weights.sum(axis=1)).reshape(-1, 1)
     wanted = (target - blend.weights @ colours - (1 - alpha) * np.array(BACKGROUND)).astype(np.float32)
-    free = gate[movable].astype(np.float32)
+    shown = np.asarray(blend.weights.sum(axis=0), np.float32).ravel()[movable]
+    free = gate[movable].astype(np.float32) / np.sqrt(np.maximum(shown, settings.least_shown_px))
     matrix = (blend.weights.tocsc()[:, movable] @ sp.diags(free)).tocsr()
     change = _conjugate_gradients(matrix, wanted, settings) * free[:, None]
     out = np.array(colours, np.float32)
@@ -136,4 +162,4 @@ def _conjugate_gradients(matrix: sp.csr_matrix, wanted: np.ndarray, settings: Po
     return x
 
 
-__all__ = ["PolishSettings", "colour_range", "counted_pixels", "opened_gates", "polished_colours"]
+__all__ = ["PolishSettings", "colour_range", "counted_pixels", "facing_camera", "opened_gates", "polished_colours"]

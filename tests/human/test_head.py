@@ -127,7 +127,9 @@ def test_closed_lids_are_skin_with_a_line_of_lashes(body: BodyModel, personal: P
     assert lash.sum() > 10
     assert skin.colours[lash].mean() < 0.75 * skin.colours[lid].mean()
     # what the photo wants on the open lids would be spread over the closed eye
-    assert skin.colour_gate[share > 0.99].max() < 0.02 and skin.shape_gate[share > 0.99].max() < 0.02
+    assert skin.colour_gate[share > 0.99].max() < 0.03 and skin.shape_gate[share > 0.99].max() < 0.02
+    # but the line of lashes, dark when open and when closed, may follow what shows of it
+    assert np.median(skin.colour_gate[lash]) > 0.005 > 4 * np.median(skin.colour_gate[lid])
 
 
 @pytest.mark.parametrize("weights", [{}, {"mouthSmileLeft": 0.8, "mouthSmileRight": 0.8, "jawOpen": 0.3}])

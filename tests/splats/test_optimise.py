@@ -16,6 +16,7 @@ from backend.splats.losses import Neighbourhood, make_view, roughness
 from backend.splats.measure import photo_scores
 from backend.splats.optimise import OptimiseSettings, optimise_to_photo
 from backend.splats.parameters import GatedAdam
+from backend.splats.polish import PolishSettings, colour_range, counted_pixels
 from backend.splats.render import render, to_cameras, to_uint8
 from backend.splats.ssim import ssim_loss
 
@@ -124,7 +125,9 @@ def test_a_grey_cloud_becomes_the_photo(scene: Scene) -> None:
 
 
 def test_bounds_hold_at_absurd_rates(scene: Scene) -> None:
-    wild = replace(QUICK, iterations=15, colour_rate=1.0, opacity_rate=5.0, scale_rate=1.0, offset_rate=3.0)
+    wild = replace(
+        QUICK, polish=None, iterations=15, colour_rate=1.0, opacity_rate=5.0, scale_rate=1.0, offset_rate=3.0
+    )
     result = scene.optimise(settings=wild)
     moved = np.linalg.norm(result.offsets_m - scene.splats.offsets_m, axis=1) / 0.012
     factors = np.log(result.scales_m / scene.splats.scales_m)
@@ -142,6 +145,19 @@ def test_bounds_hold_at_absurd_rates(scene: Scene) -> None:
         result.colours.max() > 0.99,
     ):
         assert reached, "the rates must press against every bound"
+
+
+def test_gradient_steps_keep_within_what_the_photo_shows(scene: Scene) -> None:
+    settings = replace(QUICK, iterations=15, colour_rate=1.0)
+    result = scene.optimise(settings=settings)
+    positions = scene.posed(scene.splats).positions_m
+    low, high = colour_range(
+        scene.image, counted_pixels(scene.mask, scene.held), scene.camera, positions, scene.splats.colours,
+        PolishSettings(),
+    )  # fmt: skip
+    assert (result.colours >= low - 1e-6).all() and (result.colours <= high + 1e-6).all()
+    free = scene.optimise(settings=replace(settings, polish=None))
+    assert (free.colours > high + 0.1).any(), "the rate must press against the range"
 
 
 def test_what_hair_covers_takes_no_steps(scene: Scene) -> None:
