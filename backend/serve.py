@@ -47,7 +47,7 @@ from blender_addon.shared.protocol import (
     Shutdown,
 )
 
-STOP_S = 1.5
+STOP_S = 1.2
 """A cancelled job that has not stopped by itself after this is ended with the process: 2 s are promised."""
 
 LEAVE_S = 2.0

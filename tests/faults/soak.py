@@ -93,7 +93,7 @@ def _one_job(
         image = photo.with_name("bad.png")
         image.write_bytes(b"no picture")
     job_id = queue.submit("stub", request, image)
-    ended, act_at, asked = 0, time.monotonic() + rng.uniform(0, 0.6), 0.0
+    ended, act_at, asked, killed = 0, time.monotonic() + rng.uniform(0, 0.6), 0.0, False
     end = time.monotonic() + PATIENCE_S
     while not ended and time.monotonic() < end:
         ended += len(queue.tick())
@@ -101,9 +101,9 @@ def _one_job(
         if action == "cancel" and time.monotonic() > act_at and not asked:
             queue.cancel(job_id)
             asked = time.monotonic()
-        if action == "kill" and time.monotonic() > act_at and queue.process.pid:
+        if action == "kill" and time.monotonic() > act_at and queue.process.pid and not killed:
             os.kill(queue.process.pid, 9)
-            action = ""
+            killed = True
         time.sleep(0.005)
     ended += len(queue.tick())
     pids.discard(0)
@@ -117,7 +117,9 @@ def _one_job(
     state = json.loads((job.folder / "state.json").read_text())["state"]
     if state != job.status:
         report.wrong.append(f"job {number}: the folder says {state}, the queue {job.status}")
-    if (job.folder / "result").exists() != (job.status == "done") and job.status != "cancelled":
+    whole = (job.folder / "result" / "result.json").exists()
+    may_be = killed or job.status == "cancelled"  # between the result's place and the word of it
+    if whole != (job.folder / "result").exists() or (whole != (job.status == "done") and not (whole and may_be)):
         report.wrong.append(f"job {number}: status {job.status} and the result does not fit")
     if (pid := queue.process.pid) and (job.status == "done" or pid in first):
         resident = _resident_bytes(pid)
