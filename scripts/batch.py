@@ -1,7 +1,7 @@
 """Photos to rigged avatars without a window, in Blender or with the bpy wheel.
 
     blender -b -P scripts/batch.py -- --method body --input FILE_OR_FOLDER --output FOLDER
-                                      [--motion walk] [--render] [--set name=value ...]
+                                      [--motion walk|FILE] [--render] [--set name=value ...]
     python scripts/batch.py ...       the same with the bpy wheel
 
 The backend makes the avatar in a process of its own; this one makes avatar.blend from it. Results of one file go to
@@ -101,15 +101,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--input", type=Path, required=True, metavar="FILE_OR_FOLDER", help="a photo or a folder of photos"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--motion", default="", metavar="walk", help="the action that the saved file plays")
-    parser.add_argument("--render", action="store_true", help="draw the walk as walk/frame_001.png and so on")
+    parser.add_argument(
+        "--motion", default="", metavar="walk|FILE", help="what the saved file plays: the walk, or a .bvh or .npz file"
+    )
+    parser.add_argument(
+        "--render", action="store_true", help="draw the motion file as motion/frame_001.png, else the walk as walk/"
+    )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="parameters")
     parser.add_argument("--backend-python", metavar="FILE", help="Python that runs the backend")
     options = parser.parse_args(arguments)
-    if options.motion not in ("", "walk"):
-        raise BatchError(
-            f"--motion {options.motion}: motion files are not supported yet; use --motion walk", BAD_REQUEST
-        )
+    if options.motion not in ("", "walk") and not Path(options.motion).is_file():
+        raise BatchError(f"--motion {options.motion} is not there; give walk, or a .bvh or .npz file", BAD_REQUEST)
     if not options.input.exists():
         raise BatchError(f"{options.input} is not there; give a photo or a folder of photos", BAD_REQUEST)
     return options
@@ -127,6 +129,7 @@ def run(options: argparse.Namespace) -> int:
     addon = find_addon()
     python = find_python(addon, options.backend_python)
     check_settings(addon, options)
+    check_motion(addon, options.motion)
     items = plan(options)
     output = options.output.resolve()
     known = read_summary(output / SUMMARY)
@@ -203,6 +206,21 @@ def check_settings(addon: str, options: argparse.Namespace) -> None:
         raise BatchError(str(error), BAD_REQUEST) from error
 
 
+def check_motion(addon: str, motion: str) -> None:
+    """Read the motion file before any work.
+
+    Raises:
+        BatchError: If it cannot be played.
+    """
+    if motion in ("", "walk"):
+        return
+    files = load(addon, "motion.files")
+    try:
+        files.load_motion(Path(motion))
+    except (files.MotionError, OSError) as error:
+        raise BatchError(f"--motion: {error}", BAD_REQUEST) from error
+
+
 def plan(options: argparse.Namespace) -> list[Item]:
     """The inputs and where their results go.
 
@@ -246,6 +264,8 @@ def key_of(picture: Path, options: argparse.Namespace) -> str:
     """Hash of everything that decides an item's files."""
     digest = hashlib.sha256(picture.read_bytes())
     digest.update(json.dumps([options.method, sorted(options.set), options.motion, options.render]).encode())
+    if options.motion not in ("", "walk"):
+        digest.update(Path(options.motion).read_bytes())
     return digest.hexdigest()
 
 
@@ -318,18 +338,29 @@ def build(addon: str, python: Path, output: Path, options: argparse.Namespace) -
     scratch.mkdir()
     try:
         objects = blend.build_scene(output, "WALK" if options.motion == "walk" else "PHOTO")
+        if options.motion not in ("", "walk"):
+            blend.play_file(objects, Path(options.motion))
         blend.save_blend(scratch / "avatar.blend")
         print(f"{'avatar.blend':<34} 1/1  {time.monotonic() - began:6.1f} s", flush=True)
         if options.render:
-            clouds = blend.write_walk_clouds(objects, scratch / "clouds")
-            print(f"{'evaluated clouds of the walk':<34} {len(clouds)}/{len(clouds)}", flush=True)
-            frames = scratch / "walk"
-            run_backend(addon, python, ["render", *(str(c) for c in clouds), "--out", str(frames), *WALK_VIEW])
-            shutil.rmtree(output / "walk", ignore_errors=True)
-            frames.replace(output / "walk")
+            draw_frames(addon, python, blend, objects, output, options.motion)
         (scratch / "avatar.blend").replace(output / "avatar.blend")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def draw_frames(addon: str, python: Path, blend: ModuleType, objects: object, output: Path, motion: str) -> None:
+    """The frames of the motion file, or of the walk, as pictures in motion/ or walk/."""
+    scratch = output / ".batch.partial"
+    name = "walk" if motion in ("", "walk") else "motion"
+    if name == "walk":
+        blend.play_walk(objects)
+    clouds = blend.write_clouds(objects, scratch / "clouds")
+    print(f"{f'evaluated clouds of the {name}':<34} {len(clouds)}/{len(clouds)}", flush=True)
+    frames = scratch / name
+    run_backend(addon, python, ["render", *(str(c) for c in clouds), "--out", str(frames), *WALK_VIEW])
+    shutil.rmtree(output / name, ignore_errors=True)
+    frames.replace(output / name)
 
 
 def list_files(output: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ PYTHON = (3, 11)  # the bpy wheel is built for this one only
 NEEDED_BYTES = 5_000_000_000  # the finished environment has 3.3 GB; wheels are unpacked beside it
 STAMP = "effigy-stamp.json"
 IMPORTS = {
-    "cpu": ("numpy", "scipy", "PIL", "numba", "cv2", "torch", "mediapipe", "zstandard"),
+    "cpu": ("numpy", "scipy", "PIL", "numba", "cv2", "torch", "mediapipe", "zstandard", "safetensors"),
     "blender": ("bpy",),
     "dev": ("pytest", "smplx", "hypothesis", "gsplat"),
     "bpy42": ("bpy",),

@@ -67,11 +67,7 @@ def retarget_bvh(name: str, bvh: Bvh, joints_m: np.ndarray, settings: RetargetSe
         MotionError: If the file's joints cannot be told.
     """
     settings = settings or RetargetSettings()
-    matched = match_joints(bvh.names)
-    missing = [j for j in ("pelvis", "left_hip", "right_hip", "left_knee", "right_knee", "head") if j not in matched]
-    if missing:
-        raise MotionError(f"no joint of the motion plays {missing[0]}; it has: {', '.join(bvh.names[:12])} ...")
-    source = {joint: bvh.names.index(other) for joint, other in matched.items()}
+    source = source_joints(bvh)
     to_body = _body_axes(bvh, source)
     picks = resample(len(bvh.rotations), bvh.frame_seconds, settings, first=_begins_with_rest(bvh))
     rotations, positions = bvh.world()
@@ -81,11 +77,23 @@ def retarget_bvh(name: str, bvh: Bvh, joints_m: np.ndarray, settings: RetargetSe
     joints = np.asarray(joints_m, np.float64)
     local = _turns(rotations, rest, source, joints)
     scale = leg_length(joints, JOINT_NAMES.index) / leg_length(rest, source.__getitem__)
-    rows = [source[f"{s}_{part}"] for s in _SIDES for part in ("ankle", "foot") if f"{s}_{part}" in source]
-    if len(rows) != 4:
-        raise MotionError("no joints of the motion play the ankles and the balls of both feet")
-    feet = positions[:, rows].reshape(len(positions), 2, 2, 3)
+    rows = [[source[f"{side}_{part}"] for part in ("ankle", "foot")] for side in _SIDES]
+    feet = positions[:, rows]
     return finish(name, local, joints, scale * positions[:, source["pelvis"]], scale * feet, settings)
+
+
+def source_joints(bvh: Bvh) -> dict[str, int]:
+    """Row of the file's joint that plays each of SMPL-X's joints.
+
+    Raises:
+        MotionError: If one without which nobody can walk is not there.
+    """
+    matched = match_joints(bvh.names)
+    needed = ("pelvis", "head", *(f"{s}_{part}" for s in _SIDES for part in ("hip", "knee", "ankle", "foot")))
+    missing = next((joint for joint in needed if joint not in matched), None)
+    if missing is not None:
+        raise MotionError(f"no joint of the motion plays {missing}; it has: {', '.join(bvh.names[:12])} ...")
+    return {joint: bvh.names.index(other) for joint, other in matched.items()}
 
 
 def finish(

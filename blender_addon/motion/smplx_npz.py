@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +27,32 @@ _SMPLX_THIGH_M = 0.385
 _BODY_JOINTS = 22
 
 
-def read_smplx_motion(
-    path: str | os.PathLike[str], joints_m: np.ndarray, settings: RetargetSettings | None = None
-) -> Motion:
-    """Read a motion and fit it to an avatar.
+@dataclass(frozen=True)
+class SmplxMotion:
+    """What a file holds, in its own axes.
 
-    Hands are taken as rotations from the flat hand, which is what AMASS stores.
+    Attributes:
+        pose: [F, 55, 3] axis-angle.
+        trans: [F, 3] metres.
+        rate: Frames a second.
+    """
+
+    pose: np.ndarray
+    trans: np.ndarray
+    rate: float
+
+
+def read_smplx_npz(path: str | os.PathLike[str]) -> SmplxMotion:
+    """Read a file. Hands are rotations from the flat hand, which is what AMASS stores.
 
     Args:
         path: .npz with `poses` (52 or 55 joints, 156 or 165 numbers a frame) or `root_orient`, `pose_body`, ..., with
-            `trans` and a frame rate; Y or Z up.
-        joints_m: [55, 3] rest joints of who shall move, body frame, floor at height 0.
-        settings: None takes the defaults.
+            `trans` and a frame rate.
 
     Raises:
         MotionError: Naming the file and what is wrong with it.
         OSError: If it cannot be opened.
     """
-    settings = settings or RetargetSettings()
     path = Path(path)
     data = _load(path)
     pose = _pose(data, path.name)
@@ -53,8 +62,23 @@ def read_smplx_motion(
     rate = next((float(np.ravel(data[name])[0]) for name in _RATES if name in data and data[name].size), _DEFAULT_FPS)
     if not 1 <= rate <= 1000:
         raise MotionError(f"{path.name}: plays at {rate:g} frames a second, which no motion does")
-    picks = resample(len(pose), 1.0 / rate, settings, first=0)
-    local, trans = axis_angle_to_matrices(pose[picks]), trans[picks]
+    return SmplxMotion(pose, trans, rate)
+
+
+def retarget_smplx(
+    name: str, source: SmplxMotion, joints_m: np.ndarray, settings: RetargetSettings | None = None
+) -> Motion:
+    """An avatar's motion after one of another SMPL-X body; Y or Z up is told from how the body stands.
+
+    Args:
+        name: Of the motion.
+        source: The other body's motion.
+        joints_m: [55, 3] rest joints of who shall move, body frame, floor at height 0.
+        settings: None takes the defaults.
+    """
+    settings = settings or RetargetSettings()
+    picks = resample(len(source.pose), 1.0 / source.rate, settings, first=0)
+    local, trans = axis_angle_to_matrices(source.pose[picks]), source.trans[picks]
     upright = _upright(local[:, 0])
     local[:, 0], trans = upright @ local[:, 0], trans @ upright.T
 
@@ -62,7 +86,7 @@ def read_smplx_motion(
     pelvis = trans * (leg_length(joints, JOINT_NAMES.index) / _SMPLX_THIGH_M)
     rows = [[JOINT_NAMES.index(f"{side}_{part}") for part in ("ankle", "foot")] for side in ("left", "right")]
     feet = posed_joints(joints, local)[:, rows] + pelvis[:, None, None]
-    return finish(path.stem, local, joints, pelvis, feet, settings)
+    return finish(name, local, joints, pelvis, feet, settings)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import bpy
 
-from ..motion.bvh import MotionError, read_bvh, write_bvh
+from ..motion.bvh import MotionError, write_bvh
+from ..motion.files import fit_motion, load_motion
 from ..motion.from_armature import sample_armature
 from ..motion.keys import assign_action, write_action
 from ..motion.poses import Motion, local_rotations
 from ..motion.retarget import RetargetSettings, retarget_bvh
-from ..motion.smplx_npz import read_smplx_motion
 from ..rig.armature import rest_joints
 from ..shared.axes import BODY_TO_BLENDER, blender_to_body_points
 from ..shared.bone_names import Convention, bone_name
@@ -86,14 +86,11 @@ class EFFIGY_OT_import_motion(_RetargetOptions, bpy.types.Operator):
         assert rig is not None
         settings = self.settings(context.scene)
         try:
-            if path.suffix.lower() == ".npz":
-                motion = read_smplx_motion(path, rest_joints(rig), settings)
-            else:
-                motion = retarget_bvh(path.stem, read_bvh(path), rest_joints(rig), settings)
+            motion = fit_motion(path.stem, load_motion(path), rest_joints(rig), settings)
         except (MotionError, OSError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
-        _play(rig, motion, context.scene)
+        play_motion(rig, motion, context.scene)
         self.report({"INFO"}, f"{path.name}: {len(motion.pose)} frames")
         return {"FINISHED"}
 
@@ -121,7 +118,7 @@ class EFFIGY_OT_copy_motion(_RetargetOptions, bpy.types.Operator):
         except MotionError as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
-        _play(rig, motion, scene)
+        play_motion(rig, motion, scene)
         return {"FINISHED"}
 
 
@@ -171,7 +168,7 @@ def _other_armature(context: bpy.types.Context) -> bpy.types.Object | None:
     return others[0] if len(others) == 1 else None
 
 
-def _play(rig: bpy.types.Object, motion: Motion, scene: bpy.types.Scene) -> None:
+def play_motion(rig: bpy.types.Object, motion: Motion, scene: bpy.types.Scene) -> None:
     """Make a motion the rig's action, and the scene long enough for it."""
     first = scene.frame_start
     assign_action(rig, write_action(rig, motion, first))

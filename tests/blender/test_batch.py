@@ -17,6 +17,7 @@ pytestmark = pytest.mark.blender
 
 BATCH = ROOT / "scripts" / "batch.py"
 PORTRAIT = ROOT / "scripts" / "data" / "collins.png"
+MOTION = ROOT / "tests" / "motion" / "data" / "cmu1_jumping_jacks.bvh"
 # What `blender -b -P batch.py -- ...` does, with the wheel: Blender's own argv, and the script run as __main__.
 AS_BLENDER = "import runpy, sys; sys.argv[0] = 'blender'; runpy.run_path(sys.argv[3], run_name='__main__')"
 
@@ -46,6 +47,20 @@ def error_line(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
     return lines[0]
+
+
+def played_frames(blend: Path) -> list[int]:
+    """First and last frame of what a saved file plays."""
+    code = (
+        "import bpy, sys; bpy.ops.wm.open_mainfile(filepath=sys.argv[1]); "
+        "rig = next(ob for ob in bpy.data.objects if ob.type == 'ARMATURE'); scene = bpy.context.scene; "
+        "action = rig.animation_data.action; assert tuple(action.frame_range) == (scene.frame_start, scene.frame_end); "
+        "print('FRAMES', scene.frame_start, scene.frame_end)"
+    )
+    command = [sys.executable, "-c", code, str(blend)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FRAMES "))
+    return [int(word) for word in line.split()[1:]]
 
 
 def test_folder_of_photos(tmp_path: Path, fake: Path) -> None:
@@ -81,11 +96,12 @@ def test_folder_of_photos(tmp_path: Path, fake: Path) -> None:
 def test_one_photo_as_blender_runs_it(tmp_path: Path, fake: Path) -> None:
     out = tmp_path / "out"
     done = batch(
-        "--method", "body", "--input", PORTRAIT, "--output", out, "--backend-python", fake, "--motion", "walk",
+        "--method", "body", "--input", PORTRAIT, "--output", out, "--backend-python", fake, "--motion", MOTION,
         blender=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (out / "avatar.blend").is_file() and not (out / "walk").exists()
+    assert (out / "avatar.blend").is_file() and not (out / "motion").exists()
+    assert played_frames(out / "avatar.blend") == [1, 100], "four seconds at 24 frames a second"
     assert json.loads((out / "summary.json").read_text())["items"][0]["state"] == "done"
 
 
@@ -96,7 +112,8 @@ def test_one_photo_as_blender_runs_it(tmp_path: Path, fake: Path) -> None:
         ({"--input": "empty"}, "no pictures", False),
         ({"--method": "statue"}, "statue", True),
         ({"--set": "height_m=9"}, "height_m", False),
-        ({"--motion": "dance.npz"}, "not supported", False),
+        ({"--motion": "dance.npz"}, "not there", False),
+        ({"--motion": PORTRAIT}, "no motion file", False),
         ({"--output": "text.jpg"}, "is a file", True),
         ({"--output": "/proc/no/rights"}, "cannot be written", False),
         ({"--nonsense": "1"}, "--nonsense", True),

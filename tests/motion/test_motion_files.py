@@ -11,7 +11,7 @@ import pytest
 from blender_addon.motion.bvh import Bvh, MotionError, read_bvh, write_bvh
 from blender_addon.motion.poses import Motion, local_rotations, posed_joints, world_rotations
 from blender_addon.motion.retarget import RetargetSettings, retarget_bvh
-from blender_addon.motion.smplx_npz import read_smplx_motion
+from blender_addon.motion.smplx_npz import read_smplx_npz, retarget_smplx
 from blender_addon.motion.walk import walk_pose
 from blender_addon.shared.bone_names import bone_name, match_joints
 from blender_addon.shared.skeleton import JOINT_NAMES, PARENTS, axis_angle_to_matrices
@@ -157,7 +157,7 @@ def test_every_layout_of_smplx_motion_is_one_motion(
     tmp_path: Path, joints: np.ndarray, joint_count: int, rate: str, axes: np.ndarray
 ) -> None:
     np.savez(tmp_path / "m.npz", **amass(joint_count, rate, axes))
-    motion = read_smplx_motion(tmp_path / "m.npz", joints, PLAIN)
+    motion = retarget_smplx("m", read_smplx_npz(tmp_path / "m.npz"), joints, PLAIN)
     expected = walk_pose(28)
     expected[:, 0] = 0
     np.testing.assert_allclose(world_of(motion), world_rotations(axis_angle_to_matrices(expected)), atol=1e-6)
@@ -171,14 +171,14 @@ class _Canary:
         return (exec, ("raise SystemExit('a pickle was loaded')",))
 
 
-def test_objects_in_a_motion_file_are_never_unpickled(tmp_path: Path, joints: np.ndarray) -> None:
+def test_objects_in_a_motion_file_are_never_unpickled(tmp_path: Path) -> None:
     arrays = amass(55, "fps", np.eye(3)) | {"gender": np.array([_Canary()], dtype=object)}
     np.savez(tmp_path / "m.npz", **arrays)
     assert b"a pickle was loaded" in (tmp_path / "m.npz").read_bytes()
-    assert len(read_smplx_motion(tmp_path / "m.npz", joints, PLAIN).pose) == 28
+    assert len(read_smplx_npz(tmp_path / "m.npz").pose) == 28
     (tmp_path / "p.npz").write_bytes(pickle.dumps(_Canary()))
     with pytest.raises(MotionError):
-        read_smplx_motion(tmp_path / "p.npz", joints, PLAIN)
+        read_smplx_npz(tmp_path / "p.npz")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_damaged_bvh_is_one_line(tmp_path: Path, change: object, words: str) -
 def test_a_wrong_npz_is_one_line(tmp_path: Path, joints: np.ndarray, arrays: dict[str, np.ndarray], words: str) -> None:
     np.savez(tmp_path / "wrong.npz", **arrays)
     with pytest.raises(MotionError, match=words) as caught:
-        read_smplx_motion(tmp_path / "wrong.npz", joints)
+        read_smplx_npz(tmp_path / "wrong.npz")
     assert "\n" not in str(caught.value)
 
 
