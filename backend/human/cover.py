@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from backend.human.dress import SPACING_M, Dressed, hands_seen
-from backend.human.garments import ARMS, FEET, FIRST_CLOTH, HANDS, LEGS, Part, axis_m, vertex_parts
+from backend.human.garments import ARMS, FEET, FIRST_CLOTH, HANDS, LEGS, Part, Rings, axis_m, vertex_parts
 from backend.human.held import outer_triangles
 from backend.human.membranes import Membrane
 from backend.human.model import BodyModel
@@ -24,9 +24,13 @@ from backend.splats.colour import SEEN, blend_weight, gates, photo_confidence, s
 from backend.splats.fill import FillSurface, fill_colours
 from backend.splats.light import Light, find_light, relit
 from backend.splats.surface import SurfaceSamples, disc_frames, sample_surface, vertex_normals
+from blender_addon.shared.skeleton import JOINT_NAMES
 
 if TYPE_CHECKING:
     from backend.context import Context
+
+NAPE_M = 0.2
+"""How far below the neck's joint a neckline that is higher behind may lie in front."""
 
 BORDER_M = 0.006
 """Width of the blend into the fill where the picture ends."""
@@ -206,8 +210,10 @@ def _shell_splats(
     ring = dressed.rings.at(bare, part)
     under_skirt = samples.interpolate(dressed.under_skirt.astype(np.float64), body.triangles) > 0.5
     ring = _rings_round_skirt(dressed, bare, ring, under_skirt, body.triangles[samples.triangles, 0])
-    label, confidence = _labels(person, dressed, uv, part, ring, under_skirt, confidence)
+    neck, shoulder = (personal.joints_m[JOINT_NAMES.index(name)] for name in ("neck", "left_shoulder"))
     normal = _unit(samples.interpolate(vertex_normals(dressed.vertices_m, body.triangles), body.triangles))
+    ring = _rings_at_nape(dressed.rings, bare, normal, part, ring, float(neck[1]), abs(float(shoulder[0])))
+    label, confidence = _labels(person, dressed, uv, part, ring, under_skirt, confidence)
     surface = FillSurface(
         bare, normal, _family(part), _side(part), axis_m(bare, part), label.astype(int), samples.spacing_m**2
     )
@@ -243,6 +249,38 @@ def _shell_splats(
         opacity_floor=np.full(count, settings.opacity_floor),
     )
     return made, light
+
+
+def _rings_at_nape(
+    rings: Rings,
+    bare_m: np.ndarray,
+    normals: np.ndarray,
+    part: np.ndarray,
+    ring: np.ndarray,
+    neck_m: float,
+    shoulder_m: float,
+) -> np.ndarray:
+    """[N] codes of the rings; behind, what is worn on the shoulders reaches up to the neck.
+
+    A neckline is cut lower in front than behind, so that the rings, which the front votes for, leave the nape bare.
+
+    Args:
+        rings: Of the person.
+        bare_m: [N, 3] places on the undressed body in the T-pose.
+        normals: [N, 3] there; +z is the front.
+        part: [N] `Part`.
+        ring: [N] codes.
+        neck_m: Height of the neck's joint.
+        shoulder_m: Distance of the shoulders' joints from the middle.
+    """
+    out = ring.copy()
+    bare = (part == Part.TRUNK) & (ring == Label.SKIN) & (normals[:, 2] < 0) & (bare_m[:, 1] < neck_m)
+    for arm, side in zip(ARMS, (bare_m[:, 0] >= 0, bare_m[:, 0] < 0), strict=True):
+        place = np.array([[shoulder_m if arm == ARMS[0] else -shoulder_m, neck_m, 0.0]])
+        worn = rings.at(place, np.array([arm], np.uint8))[0]
+        if worn >= FIRST_CLOTH:
+            out[bare & side & (bare_m[:, 1] > neck_m - NAPE_M)] = worn
+    return out
 
 
 def _rings_round_skirt(

@@ -220,6 +220,24 @@ def test_the_unseen_back_wears_the_same_clothes(body: BodyModel, dressed: Dresse
     assert (nearest[np.isin(part, FEET) & (where[:, 1] < 0.06)] == 3).mean() > 0.95
 
 
+def test_a_scooped_neckline_is_closed_behind(body: BodyModel, personal: Personal, nothing_held: np.ndarray) -> None:
+    labels, covered = _labels_of(body, personal, 0.62)
+    neck = personal.joints_m[JOINT_NAMES.index("neck")]
+    column, row = personal.camera.project(neck[None])[0]
+    scoop = np.zeros_like(labels)
+    cv2.ellipse(scoop, (int(column), int(row)), (34, 30), 0, 0, 360, 1, -1)
+    labels[(scoop > 0) & (labels == Label.UPPER)] = Label.SKIN
+    person, quiet = _person(labels), Context.quiet(seed=0)
+    worn = dress(person, body, personal, nothing_held, True, quiet)
+    splats = body_splats(person, body, personal, worn, nothing_held, quiet)
+    where, part = _group(splats, body, worn)
+    middle = (part == Part.TRUNK) & (np.abs(where[:, 0]) < 0.06) & (np.abs(where[:, 1] - neck[1] + 0.05) < 0.03)
+    red = np.linalg.norm(splats.colours - np.array(SHIRT) / 255, axis=1) < 0.25
+    behind = where[:, 2] < neck[2] - 0.03
+    assert red[middle & behind].mean() > 0.9
+    assert red[middle & (splats.confidence > 0.5)].mean() < 0.3
+
+
 def test_seen_cloth_has_the_photos_colour(splats: BoundSplats) -> None:
     sure = splats.confidence > 0.6
     palette = np.array([SHIRT, TROUSERS, SKIN, SHOE]) / 255
@@ -260,6 +278,22 @@ def test_a_held_box_is_found_and_the_sleeve_is_not(coat: Person, body: BodyModel
     assert green.mean() < 2e-3
 
 
+def test_the_flank_of_a_wide_skirt_is_no_held_object(body: BodyModel, personal: Personal) -> None:
+    person, _, _ = _in_skirt(body, personal, 0.3)
+    labels = person.labels.copy()
+    hem = int(np.nonzero(labels == Label.UPPER)[0].max())
+    for r in range(hem - 60, hem + 1):
+        own = np.flatnonzero(labels[r] == Label.UPPER)
+        wide = 40 * (r - hem + 60) // 60
+        labels[r, own.min() - wide : own.max() + wide] = Label.UPPER
+    wide_skirt = _person(labels)
+    # one flank in the shade: of another colour than the rest
+    shade = np.arange(WIDTH)[None, :] < WIDTH // 2 - 35
+    image = wide_skirt.image.copy()
+    image[shade & (labels == Label.UPPER)] = (90, 28, 120)
+    assert not find_held_objects(replace(wide_skirt, image=image), body, personal).any()
+
+
 def test_garment_codes_follow_colour_not_the_waist() -> None:
     labels = np.zeros((100, 60), np.uint8)
     labels[:50, 10:50], labels[50:, 10:50] = Label.UPPER, Label.LOWER
@@ -296,19 +330,19 @@ def test_stripes_half_in_hard_light_stay_one_garment() -> None:
     assert (codes[labels > 0] == main).mean() > 0.97
 
 
-def _in_skirt(body: BodyModel, personal: Personal) -> tuple[Person, np.ndarray, np.ndarray]:
-    """A person in a flared skirt down to 0.55 m, the leg vertices [V] and all vertices' heights [V]."""
-    labels, covered = _labels_of(body, personal, 0.55)
+def _in_skirt(body: BodyModel, personal: Personal, hem_m: float = 0.55) -> tuple[Person, np.ndarray, np.ndarray]:
+    """A person in a flared skirt down to `hem_m`, the leg vertices [V] and all vertices' heights [V]."""
+    labels, covered = _labels_of(body, personal, hem_m)
     labels = _grown(labels, covered, 4, np.isin(labels, (Label.SKIN, Label.SHOES)))
     posed, _ = posed_body_m(body, personal, personal.vertices_m)
     legs = np.isin(vertex_parts(body), LEGS)
     heights = personal.vertices_m[:, 1]
     top = float(np.percentile(heights[legs], 98))
     rows = {}
-    for y in (top, 0.55):
+    for y in (top, hem_m):
         uv = personal.camera.project(posed[legs & (np.abs(heights - y) < 0.02)])
         rows[y] = (uv[:, 1].mean(), uv[:, 0].min(), uv[:, 0].max())
-    (high, left, right), (low, hem_left, hem_right) = rows[top], rows[0.55]
+    (high, left, right), (low, hem_left, hem_right) = rows[top], rows[hem_m]
     flare = np.array([[left, high], [right, high], [hem_right + 18, low], [hem_left - 18, low]])
     cv2.fillPoly(labels, [flare.astype(np.int32)], (int(Label.UPPER),))
     return _person(labels), legs, heights
