@@ -82,11 +82,9 @@ def project(
         calc_compensations=antialiased, opacities=opacities,
     )  # fmt: skip
     seen = (radii > 0).all(2)
-    together = opacities[None].expand(len(w2c), -1)
-    return Projected(
-        _kept(means_px, seen), _kept(conics, seen), _kept(together * shares if antialiased else together, seen),
-        _kept(depths, seen), radii,
-    )  # fmt: skip
+    # Zeroed before the product: what is unset may be not-a-number, and would spoil the opacities' gradient.
+    shared = opacities * _kept(shares, seen) if antialiased else opacities.expand(len(w2c), -1)
+    return Projected(_kept(means_px, seen), _kept(conics, seen), _kept(shared, seen), _kept(depths, seen), radii)
 
 
 def _kept(values: Tensor, seen: Tensor) -> Tensor:

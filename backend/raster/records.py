@@ -46,7 +46,8 @@ class RasterOutput:
     median_depth: Tensor | None = None  # [C, H, W] camera z where half of the light is gone; 0 where alpha is 0
     normal: Tensor | None = None  # [C, 3, H, W] sums of weight * normal in world space, at most as long as alpha
     # What densification reads, by gsplat's names and in its layout: means2d [C, N, 2] px, radii int32 [C, N, 2] px,
-    # depths, conics, opacities, gaussian_ids (None: nothing is packed), width, height, n_cameras and so on.
+    # depths, conics, opacities, gaussian_ids (None: nothing is packed), width, height, n_cameras and so on. Absolute
+    # gradients per pixel (gsplat's `absgrad`) are not collected.
     info: dict[str, Any] = field(default_factory=dict)
 
 
