@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 import time
@@ -11,6 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 INTERVAL_S = 0.25
+MAIN_THREAD = "EFFIGY_STARTED_BY_MAIN_THREAD"
+"""Set by a parent whose starting thread lives as long as itself: Linux ends a child with the thread that started it."""
+
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 _SYNCHRONIZE = 0x00100000
 _FOREVER = 0xFFFFFFFF
 
@@ -19,6 +24,9 @@ def watch_parent(gone: Callable[[], None]) -> None:
     """Call `gone` from a thread of its own when the process that started this one has ended."""
     wait = _wait_windows if sys.platform == "win32" else _wait_posix
     parent = os.getppid()
+    if sys.platform == "linux" and os.environ.get(MAIN_THREAD):
+        # The system does it at once, also while a library keeps all our threads waiting.
+        ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
     threading.Thread(target=lambda: (wait(parent), gone()), name="parent", daemon=True).start()
 
 

@@ -41,6 +41,8 @@ from ..shared.protocol import (
 from .process_group import ProcessGroup
 
 LARGEST_LOG_BYTES = 4_000_000
+MAIN_THREAD = "EFFIGY_STARTED_BY_MAIN_THREAD"
+"""Tells the backend that the thread that starts it lives as long as Blender; see backend/parent.py."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,10 @@ class BackendProcess:
         try:
             self.log.parent.mkdir(parents=True, exist_ok=True)
             _limit_log(self.log)
+            own = {MAIN_THREAD: "1"} if threading.current_thread() is threading.main_thread() else {}
             with self.log.open("ab") as log:
-                self._link = _Link(ProcessGroup(self._command, self._environment, self.log.parent, log))
+                group = ProcessGroup(self._command, {**self._environment, **own}, self.log.parent, log)
+            self._link = _Link(group)
         except OSError as error:
             self.state = State.BROKEN
             self.problem = f"the backend cannot be started ({error.strerror or error}); set it up in the preferences"

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backend.parent import MAIN_THREAD
 from tests.faults.client import ROOT, Client, environment, half_files, is_alive, make_job, real_command, serving
 from tests.faults.soak import _resident_bytes
 from tests.faults.test_protocol import PARENT
@@ -95,7 +96,8 @@ def measure_parent(folder: Path, times: int) -> None:
         make_job(jobs, "one", PORTRAIT)
         line = json.dumps({"type": "run", "job_id": "one", "method": "body", "request": REQUEST, "image": "input.png"})
         command = [sys.executable, "-c", PARENT, line, *real_command(jobs)]
-        parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
+        settings = environment() | {MAIN_THREAD: "1"}  # as Blender starts it
+        parent = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=settings)
         assert parent.stdout
         pid = int(parent.stdout.readline())
         time.sleep(rng.uniform(0, 25))

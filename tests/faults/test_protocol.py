@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backend.parent import MAIN_THREAD
+from blender_addon.link import process
 from tests.faults.client import (
     ROOT,
     STUB,
@@ -69,13 +71,16 @@ def order(job_id: str, **request: object) -> str:
 
 
 @linux
-@pytest.mark.parametrize("trouble", ["", "stuck"])
-def test_01_the_backend_goes_with_a_killed_parent_and_its_job_can_be_resumed(tmp_path: Path, trouble: str) -> None:
+@pytest.mark.parametrize(("trouble", "by_system"), [("", False), ("stuck", True)])
+def test_01_the_backend_goes_with_a_killed_parent_and_its_job_can_be_resumed(
+    tmp_path: Path, trouble: str, by_system: bool
+) -> None:
     jobs = tmp_path / "jobs"
     folder = make_job(jobs, "one")
     line = order("one", steps=120, step_s=0.02, trouble=trouble)
     command = [sys.executable, "-c", PARENT, line, sys.executable, "-u", str(STUB), "--jobs", str(jobs)]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(), stderr=subprocess.DEVNULL)
+    settings = environment() | ({MAIN_THREAD: "1"} if by_system else {})
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=settings, stderr=subprocess.DEVNULL)
     assert parent.stdout
     pid = int(parent.stdout.readline())
     assert is_alive(pid)
@@ -100,6 +105,10 @@ def test_02_a_killed_backend_leaves_what_a_resume_needs(tmp_path: Path) -> None:
         assert client.terminals("one") == []
         assert json.loads((folder / "state.json").read_text())["state"] == "running"
         assert not (folder / "result").exists()
+
+
+def test_01_both_sides_mean_the_same_variable() -> None:
+    assert process.MAIN_THREAD == MAIN_THREAD
 
 
 def test_04_what_libraries_print_goes_to_the_log(client: Client) -> None:
