@@ -6,7 +6,7 @@ import bpy
 
 from . import panels, preferences, properties, session
 from .cloud import engine
-from .operators import animate, display, edit, export_splats, generate, import_avatar, import_splats
+from .operators import animate, composite, display, edit, export_splats, generate, import_avatar, import_splats
 
 _CLASSES: tuple[type, ...] = (
     *properties.classes(),
@@ -39,6 +39,7 @@ _CLASSES: tuple[type, ...] = (
     animate.EFFIGY_OT_copy_motion,
     animate.EFFIGY_OT_export_bvh,
     display.EFFIGY_OT_display,
+    composite.EFFIGY_OT_setup_compositing,
     panels.EFFIGY_PT_main,
     panels.EFFIGY_PT_jobs,
     panels.EFFIGY_PT_avatar,

@@ -15,7 +15,7 @@ import numpy as np
 from ..shared.gaussians import SH_REST_COUNTS, GaussianCloud
 from .node_graph import active, new_geometry_tree
 
-_KEYS = {
+ATTRIBUTE_KEYS = {
     "FLOAT": ("value", 1, np.float32),
     "INT": ("value", 1, np.int32),
     "FLOAT_VECTOR": ("vector", 3, np.float32),
@@ -78,14 +78,14 @@ def write_attributes(points: bpy.types.ID, attributes: Attributes) -> None:
     store = points.attributes
     count = len(points.points)
     for name, (data_type, values) in attributes.items():
-        if values.size != count * _KEYS[data_type][1]:
+        if values.size != count * ATTRIBUTE_KEYS[data_type][1]:
             raise ValueError(f"attribute {name} has shape {values.shape} for {count} points of type {data_type}")
         if name in store and store[name].data_type != data_type:
             store.remove(store[name])
         if name not in store:
             store.new(name, data_type, "POINT")
     for name, (data_type, values) in attributes.items():
-        key, _, dtype = _KEYS[data_type]
+        key, _, dtype = ATTRIBUTE_KEYS[data_type]
         store[name].data.foreach_set(key, np.ascontiguousarray(values, dtype).ravel())
     points.update_tag()
 
@@ -97,7 +97,7 @@ def read_attribute(points: bpy.types.ID, name: str) -> np.ndarray:
         KeyError: If there is no such attribute.
     """
     attribute = points.attributes[name]
-    key, width, dtype = _KEYS[attribute.data_type]
+    key, width, dtype = ATTRIBUTE_KEYS[attribute.data_type]
     values = np.empty(len(attribute.data) * width, dtype)
     attribute.data.foreach_get(key, values)
     return values.reshape(-1, width) if width > 1 else values

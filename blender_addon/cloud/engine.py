@@ -1,16 +1,19 @@
 """A render engine for splats: exact Gaussians as they were trained, meshes as holdouts, passes Combined and Depth.
 
 The picture is what `python -m backend render` draws. Meshes hide the splats behind them and are themselves left out, so
-that the result lies over a Cycles or EEVEE render of the same scene (see operators/composite.py).
+that the result lies over a Cycles or EEVEE render of the same scene (see compositing.py).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import bpy
 import gpu
 import numpy as np
 from gpu_extras.batch import batch_for_shader
 
+from .compositing import follow_scene, splat_scene_of
 from .display import points_in_renders
 from .draw import CameraView, SplatScene, splat_clouds
 
@@ -43,29 +46,52 @@ class EFFIGY_RE_splats(bpy.types.RenderEngine):
     def render(self, depsgraph: bpy.types.Depsgraph) -> None:
         """Draw the scene's camera's picture."""
         scene = depsgraph.scene
-        scale = scene.render.resolution_percentage / 100.0
-        width, height = (max(1, int(n * scale)) for n in (scene.render.resolution_x, scene.render.resolution_y))
-        colour, depth_m = draw_picture(depsgraph, width, height)
+        # Not the scene's own resolution: another scene's compositor may ask for a picture of its size.
+        width, height = self.resolution_x, self.resolution_y
+        picture = draw_picture(depsgraph, width, height)
+        for warning in picture.warnings:
+            self.report({"WARNING"}, warning)
         background = None if scene.render.film_transparent else _world_colour(scene)
-        result = self.begin_result(0, 0, width, height)
+        part = _border(scene.render, width, height)
+        colour = _to_linear(picture.colour[part], background)
+        result = self.begin_result(0, 0, colour.shape[1], colour.shape[0])
         layer = result.layers[0]
-        layer.passes["Combined"].rect.foreach_set(_to_linear(colour, background).ravel())
+        layer.passes["Combined"].rect.foreach_set(colour.ravel())
         if "Depth" in layer.passes:
-            layer.passes["Depth"].rect.foreach_set(depth_m.ravel())
+            layer.passes["Depth"].rect.foreach_set(picture.depth_m[part].ravel())
         self.end_result(result)
 
+    def view_update(self, context: bpy.types.Context, depsgraph: bpy.types.Depsgraph) -> None:
+        """A view that is shaded Rendered: the viewport's draw handler draws the splats there too."""
 
-def draw_picture(depsgraph: bpy.types.Depsgraph, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+    def view_draw(self, context: bpy.types.Context, depsgraph: bpy.types.Depsgraph) -> None:
+        """The world behind the splats."""
+        colour = _world_linear(depsgraph.scene)
+        gpu.state.active_framebuffer_get().clear(color=(*colour.tolist(), 1.0))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a camera sees of the splats; the first row is the lowest.
+
+    Attributes:
+        colour: Premultiplied display sRGB and alpha [H, W, 4].
+        depth_m: Expected distance along the view [H, W], `FAR_M` where nothing is.
+        warnings: What could not be drawn as it should be, one line each.
+    """
+
+    colour: np.ndarray
+    depth_m: np.ndarray
+    warnings: tuple[str, ...]
+
+
+def draw_picture(depsgraph: bpy.types.Depsgraph, width: int, height: int) -> Picture:
     """What the scene's camera sees of the splats.
 
     Args:
         depsgraph: Evaluated scene with a camera.
         width: px.
         height: px.
-
-    Returns:
-        Premultiplied display sRGB and alpha [H, W, 4], and the expected distance along the view in metres [H, W],
-        `FAR_M` where nothing is; the first row is the lowest.
     """
     camera = depsgraph.scene.camera.evaluated_get(depsgraph)
     scene = depsgraph.scene
@@ -88,7 +114,7 @@ def draw_picture(depsgraph: bpy.types.Depsgraph, width: int, height: int) -> tup
     alpha = colour[..., 3]
     covered = alpha > _ALPHA_FOR_DEPTH
     depth_m = np.where(covered, distance[..., 0] / np.maximum(distance[..., 3], 1e-6), FAR_M).astype(np.float32)
-    return colour, depth_m
+    return Picture(colour, depth_m, splats.warnings)
 
 
 def _draw_holdouts(depsgraph: bpy.types.Depsgraph, to_clip: object) -> None:
@@ -144,13 +170,31 @@ def _to_linear(colour: np.ndarray, background: np.ndarray | None) -> np.ndarray:
         rest = 1.0 - colour[..., 3:]
         colour = np.concatenate([colour[..., :3] + rest * background, np.ones_like(rest)], axis=2)
     alpha = colour[..., 3:]
-    display = np.clip(colour[..., :3] / np.maximum(alpha, 1e-6), 0.0, None)
-    linear = np.where(display <= 0.04045, display / 12.92, ((display + 0.055) / 1.055) ** 2.4)
-    return np.concatenate([linear * alpha, alpha], axis=2).astype(np.float32)
+    linear = np.zeros((*alpha.shape[:2], 4), np.float32)
+    seen = alpha[..., 0] > 0
+    display = np.clip(colour[seen][:, :3] / np.maximum(alpha[seen], 1e-6), 0.0, None)
+    bright = ((display + 0.055) / 1.055) ** 2.4
+    linear[seen, :3] = np.where(display <= 0.04045, display / 12.92, bright) * alpha[seen]
+    linear[..., 3:] = alpha
+    return linear
+
+
+def _border(render: bpy.types.RenderSettings, width: int, height: int) -> tuple[slice, slice]:
+    """Rows and columns of the picture that are asked for."""
+    if not render.use_border:
+        return slice(0, height), slice(0, width)
+    rows = slice(int(render.border_min_y * height), int(render.border_max_y * height))
+    return rows, slice(int(render.border_min_x * width), int(render.border_max_x * width))
 
 
 def _world_colour(scene: bpy.types.Scene) -> np.ndarray:
-    """Display colour of a plain world."""
+    """Display colour [3] of a plain world."""
+    linear = _world_linear(scene)
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.clip(linear, 0, None) ** (1 / 2.4) - 0.055)
+
+
+def _world_linear(scene: bpy.types.Scene) -> np.ndarray:
+    """Scene linear colour [3] of a plain world."""
     linear = np.zeros(3)
     if scene.world is not None:
         linear = np.array(scene.world.color[:3], float)
@@ -159,12 +203,15 @@ def _world_colour(scene: bpy.types.Scene) -> np.ndarray:
         if plain is not None:
             strength = float(plain.inputs["Strength"].default_value)
             linear = np.array(plain.inputs["Color"].default_value[:3], float) * strength
-    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.clip(linear, 0, None) ** (1 / 2.4) - 0.055)
+    return linear
 
 
 def before_render(scene: bpy.types.Scene, *_: object) -> None:
     """The engine draws points: the display modifier must not turn them into ellipsoids."""
-    if scene.render.engine == ENGINE:
+    partner = splat_scene_of(scene)
+    if partner is not None:
+        follow_scene(scene, partner)
+    if scene.render.engine == ENGINE or partner is not None:
         points_in_renders(True)
 
 

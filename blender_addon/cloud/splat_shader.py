@@ -13,10 +13,13 @@ import gpu
 TEXTURE_WIDTH = 4096
 """Texels per row of the data textures (a power of two: the shader shifts and masks)."""
 
-SAMPLERS = ("order", "place", "turn", "size", "base", "rest", "matrices", "scene_depth")
-"""order [N] index; place [N] xyz, object; turn [N] wxyz; size [N] xyz; base [N] SH degree 0, opacity; rest [N * T]
-higher coefficients, red, green, blue, red, ... in T texels a splat; matrices [M * 3] rows of each object's 3 x 4
-matrix; scene_depth [H, W] window depth that hides what lies behind it."""
+SAMPLERS = (
+    "order", "owner", "places", "turn", "sizes", "base", "harmonics", "rest_turn", "matrices", "scene_depth"
+)  # fmt: skip
+"""order [N] index; owner [N] object; places [N * 3 / 4] xyz without gaps; turn [N] wxyz; sizes as places; base [N] SH
+degree 0, opacity; harmonics [N * T] higher coefficients, red, green, blue, red, ... in T texels a splat; rest_turn [N]
+wxyz at rest, or zeros where nothing turned; matrices [M * 3] rows of each object's 3 x 4 matrix; scene_depth [H, W]
+window depth that hides what lies behind it."""
 
 _LENS = """
 struct SplatLens {
@@ -30,10 +33,16 @@ struct SplatLens {
 _VERTEX = """
 ivec2 at(int k) { return ivec2(k & (TEXTURE_WIDTH - 1), k / TEXTURE_WIDTH); }
 
+/* Three floats of a stream without gaps, the first at place k of texel a. */
+vec3 three(vec4 a, vec4 b, int k)
+{
+  return k == 0 ? a.xyz : k == 1 ? a.yzw : k == 2 ? vec3(a.zw, b.x) : vec3(a.w, b.xy);
+}
+
 float coefficient(int splat, int k)
 {
   int texel = splat * int(lens.frame.w) + k / 4;
-  return texelFetch(rest, at(texel), 0)[k % 4];
+  return texelFetch(harmonics, at(texel), 0)[k % 4];
 }
 
 vec3 harmonic(int splat, int k)
@@ -107,13 +116,14 @@ void main()
 {
   gl_Position = vec4(2.0, 2.0, 2.0, 1.0);   /* outside, until all is known to be well */
   int splat = int(texelFetch(order, at(gl_InstanceID), 0).r);
-  vec4 centre = texelFetch(place, at(splat), 0);
+  int first = 3 * splat;
+  ivec2 from = at(first / 4), to = at((first + 2) / 4);
   vec4 colour = texelFetch(base, at(splat), 0);
-  int row = 3 * int(centre.w);
+  int row = 3 * int(texelFetch(owner, at(splat), 0).r);
   vec4 m0 = texelFetch(matrices, at(row), 0);
   vec4 m1 = texelFetch(matrices, at(row + 1), 0);
   vec4 m2 = texelFetch(matrices, at(row + 2), 0);
-  vec4 local = vec4(centre.xyz, 1.0);
+  vec4 local = vec4(three(texelFetch(places, from, 0), texelFetch(places, to, 0), first & 3), 1.0);
   vec3 world = vec3(dot(m0, local), dot(m1, local), dot(m2, local));
   mat3 object = transpose(mat3(m0.xyz, m1.xyz, m2.xyz));
   vec3 p = (lens.w2c * vec4(world, 1.0)).xyz;
@@ -121,9 +131,9 @@ void main()
   if (!parallel && p.z > -0.01) {
     return;
   }
-  mat3 axes = rotation(texelFetch(turn, at(splat), 0));
-  vec3 sigma = texelFetch(size, at(splat), 0).xyz;
-  axes = mat3(axes[0] * sigma.x, axes[1] * sigma.y, axes[2] * sigma.z);
+  mat3 turned = rotation(texelFetch(turn, at(splat), 0));
+  vec3 sigma = three(texelFetch(sizes, from, 0), texelFetch(sizes, to, 0), first & 3);
+  mat3 axes = mat3(turned[0] * sigma.x, turned[1] * sigma.y, turned[2] * sigma.z);
   mat3 spread = jacobian(p) * mat3(lens.w2c) * object * axes;
   mat3 covariance = spread * transpose(spread);
   float a = covariance[0][0], b = covariance[0][1], c = covariance[1][1];
@@ -145,8 +155,14 @@ void main()
   unit = corner * reach;
   vec2 offset = along * unit.x * sqrt(major) + vec2(-along.y, along.x) * unit.y * sqrt(minor);
   vec3 forward = -vec3(lens.w2c[0][2], lens.w2c[1][2], lens.w2c[2][2]);
-  vec3 direction = inverse(object) * (parallel ? forward : world - lens.camera.xyz);
-  tint = vec4(radiance(splat, colour.rgb, normalize(direction)), opacity);
+  vec3 direction = vec3(0.0, 0.0, 1.0);
+  if (lens.frame.z > 0.0) {
+    direction = normalize(inverse(object) * (parallel ? forward : world - lens.camera.xyz));
+    /* Harmonics are those of the splat at rest: look at it as if it had not been turned. */
+    vec4 rest = texelFetch(rest_turn, at(splat), 0);
+    direction = dot(rest, rest) > 0.0 ? rotation(rest) * (transpose(turned) * direction) : direction;
+  }
+  tint = vec4(radiance(splat, colour.rgb, direction), opacity);
   depth = -p.z;
   vec4 clip = lens.projection * vec4(p, 1.0);
   gl_Position = clip + vec4(2.0 * offset / lens.frame.xy * clip.w, 0.0, 0.0);

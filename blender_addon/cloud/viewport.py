@@ -8,6 +8,7 @@ Gaussians on a machine without the add-on.
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
 
 import bpy
@@ -17,6 +18,7 @@ from gpu_extras.batch import batch_for_shader
 from .bones import draw_bones
 from .display import DISPLAY_MODIFIER, ViewportDisplay
 from .draw import CameraView, SplatScene, splat_clouds
+from .engine import ENGINE
 from .node_graph import modifier_input, set_modifier_input
 from .splat_shader import create_cover_shader
 
@@ -52,6 +54,8 @@ class _Drawer:
     cover: gpu.types.GPUShader
     screen: gpu.types.GPUBatch
     stale: bool = True
+    view: tuple[str, str] = ("", "")
+    """Scene and view layer that the clouds were read from."""
 
 
 class SplatViewport:
@@ -60,12 +64,16 @@ class SplatViewport:
     def __init__(self) -> None:
         """Start drawing."""
         self._drawer: _Drawer | None = None
+        self._failed = False
+        self._said: set[str] = set()
         self._handle = bpy.types.SpaceView3D.draw_handler_add(self._draw, (), "WINDOW", "POST_VIEW")
 
     def close(self) -> None:
         """Stop drawing and free the graphics memory."""
         bpy.types.SpaceView3D.draw_handler_remove(self._handle, "WINDOW")
         self._drawer = None
+        if bpy.app.timers.is_registered(_give_up):
+            bpy.app.timers.unregister(_give_up)
 
     def scene_changed(self, depsgraph: bpy.types.Depsgraph) -> None:
         """Read the clouds again before the next redraw if the geometry of one may have changed."""
@@ -78,38 +86,94 @@ class SplatViewport:
 
     def forget(self) -> None:
         """Read everything again, after another file or an undo step."""
+        self._failed = False
         if self._drawer is not None:
             self._drawer.stale = True
 
     def _draw(self) -> None:
-        context = bpy.context
+        """Called by Blender for every 3D view.
+
+        What goes wrong here would go wrong at every redraw: it is said once, and the node display comes back.
+        """
+        try:
+            drawn = self._draw_view(bpy.context)
+        except Exception as error:  # whatever it is, a draw handler has nobody above it
+            drawn = True
+            if not self._failed:
+                self._failed = True
+                traceback.print_exc()
+                self._say(f"the Gaussians are no longer drawn as splats: {error}")
+                bpy.app.timers.register(_give_up, first_interval=0.0)
+        if not drawn:
+            self._failed = False
+
+    def _draw_view(self, context: bpy.types.Context) -> bool:
+        """Draw what this view shows; False if no cloud of the scene is to be drawn."""
         depsgraph = context.evaluated_depsgraph_get()
-        clouds = [cloud for cloud in splat_clouds(depsgraph) if SPLATS_PROPERTY in bpy.data.objects[cloud.name]]
-        if not clouds:
-            return
-        region, view = context.region, context.region_data
+        clouds = [cloud for cloud in splat_clouds(depsgraph) if SPLATS_PROPERTY in cloud.original]
+        if not clouds or self._failed:
+            return bool(clouds)
+        shown = [k for k, cloud in enumerate(clouds) if _is_shown(cloud.owner, context)]
+        if not shown:
+            return True
         drawer = self._drawer = self._drawer or _make_drawer()
-        drawer.splats.update(clouds, moved=drawer.stale)
-        drawer.stale = False
-        frame = gpu.state.active_framebuffer_get()
-        x, y, width, height = gpu.state.viewport_get()
-        depth = frame.read_depth(x, y, width, height)
-        hidden = gpu.types.GPUTexture((width, height), format="R32F", data=_flat(depth, width * height))
-        target = gpu.types.GPUTexture((width, height), format="RGBA16F")
-        distance = gpu.types.GPUTexture((width, height), format="RGBA16F")
-        picture = gpu.types.GPUFrameBuffer(color_slots=[target, distance])
+        view = (context.scene.name_full, context.view_layer.name)
+        drawer.splats.update(clouds, moved=drawer.stale or drawer.view != view)
+        drawer.stale, drawer.view = False, view
+        for warning in drawer.splats.warnings:
+            self._say(warning)
+        _draw_over(context, drawer, shown)
+        draw_bones(context)
+        return True
+
+    def _say(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            print(f"Effigy: {line}")
+
+
+def _is_shown(ob: bpy.types.Object, context: bpy.types.Context) -> bool:
+    """Whether a view shows an object: local view, local collections, the kinds that are switched off.
+
+    No view does while another engine renders into it.
+    """
+    space = context.space_data
+    if space.shading.type == "RENDERED" and context.scene.render.engine != ENGINE:
+        return False
+    if ob.type == "POINTCLOUD" and not getattr(space, "show_object_viewport_pointcloud", True):
+        return False
+    return ob.visible_in_viewport_get(space)
+
+
+def _draw_over(context: bpy.types.Context, drawer: _Drawer, shown: list[int]) -> None:
+    """Draw the splats into a target of their own and lay it over the view."""
+    region, view = context.region, context.region_data
+    frame = gpu.state.active_framebuffer_get()
+    x, y, width, height = gpu.state.viewport_get()
+    depth = frame.read_depth(x, y, width, height)
+    hidden = gpu.types.GPUTexture((width, height), format="R32F", data=_flat(depth, width * height))
+    target = gpu.types.GPUTexture((width, height), format="RGBA16F")
+    distance = gpu.types.GPUTexture((width, height), format="RGBA16F")
+    picture = gpu.types.GPUFrameBuffer(color_slots=[target, distance])
+    try:
         with picture.bind():
             picture.clear(color=(0.0, 0.0, 0.0, 0.0))
             gpu.state.depth_test_set("NONE")
-            drawer.splats.draw(CameraView(view.view_matrix, view.window_matrix, region.width, region.height), hidden)
+            camera = CameraView(view.view_matrix, view.window_matrix, region.width, region.height)
+            drawer.splats.draw(camera, hidden, shown)
         gpu.state.depth_test_set("NONE")
         gpu.state.blend_set("ALPHA_PREMULT")
         drawer.cover.bind()
         drawer.cover.uniform_sampler("picture", target)
         drawer.cover.uniform_float("place", (float(x), float(y), 0.0, 0.0))
         drawer.screen.draw(drawer.cover)
+    finally:
         gpu.state.blend_set("NONE")
-        draw_bones(context)
+
+
+def _give_up() -> None:
+    """A timer: nothing of the file may be changed while it is drawn."""
+    node_display_for_saving()
 
 
 def _make_drawer() -> _Drawer:
