@@ -55,10 +55,11 @@ sleep 6
 keep done
 xdotool mousemove 600 600 sleep 0.5 key ctrl+z
 wait_for "len(s['rigs']) == 0" 60
+sleep 6
 keep undone
 xdotool key ctrl+shift+z
 wait_for "len(s['rigs']) == 1" 60
-sleep 4
+sleep 6
 keep redone
 """
 
@@ -124,7 +125,8 @@ def test_generate_avatar_by_mouse_gives_a_selected_avatar(clicked: Path) -> None
     assert done["jobs"][0][1] == "done", done["jobs"]
     assert len(done["rigs"]) == 1 and done["active"] == done["rigs"][0]
     assert done["splats"][0] > 20_000 and done["made_by"] != [""]
-    assert share_of_suit(picture(clicked, "panel")) < 0.001
+    # The outline of the selected cube is orange too.
+    assert share_of_suit(picture(clicked, "panel")) < 0.004
     assert share_of_suit(picture(clicked, "done")) > 0.02, "the avatar is not to be seen"
 
 
@@ -133,7 +135,7 @@ def test_one_undo_takes_the_avatar_and_nothing_else(clicked: Path) -> None:
     assert undone["rigs"] == [] and undone["splats"] == []
     assert undone["cube_x"] == pytest.approx(2.0), "the artist's own step before was undone too"
     assert redone["rigs"] == state(clicked, "done")["rigs"]
-    assert share_of_suit(picture(clicked, "undone")) < 0.001
+    assert share_of_suit(picture(clicked, "undone")) < 0.004
     assert share_of_suit(picture(clicked, "redone")) > 0.02
 
 
