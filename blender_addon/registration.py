@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bpy
 
-from . import panels, preferences, properties, session
+from . import panels, preferences, properties, rig_panels, session
 from .cloud import engine
-from .operators import animate, composite, display, edit, export_splats, generate, import_avatar, import_splats
+from .operators import animate, composite, display, edit, export_splats, generate, import_avatar, import_splats, rig
 
 _CLASSES: tuple[type, ...] = (
     *properties.classes(),
@@ -38,12 +38,17 @@ _CLASSES: tuple[type, ...] = (
     animate.EFFIGY_OT_import_motion,
     animate.EFFIGY_OT_copy_motion,
     animate.EFFIGY_OT_export_bvh,
+    rig.EFFIGY_OT_snap_ik,
+    rig.EFFIGY_OT_snap_fk,
+    rig.EFFIGY_OT_reset_face,
     display.EFFIGY_OT_display,
     composite.EFFIGY_OT_setup_compositing,
     panels.EFFIGY_PT_main,
     panels.EFFIGY_PT_jobs,
     panels.EFFIGY_PT_avatar,
     panels.EFFIGY_PT_files,
+    rig_panels.EFFIGY_PT_rig,
+    rig_panels.EFFIGY_PT_face,
     panels.EFFIGY_PT_motion,
     panels.EFFIGY_PT_edit,
     panels.EFFIGY_PT_display,

@@ -13,6 +13,7 @@ from ..motion.keys import assign_action, write_action
 from ..motion.poses import Motion, local_rotations
 from ..motion.retarget import RetargetSettings, retarget_bvh
 from ..rig.armature import rest_joints
+from ..rig.limbs import release_limbs
 from ..shared.axes import BODY_TO_BLENDER, blender_to_body_points
 from ..shared.bone_names import Convention, bone_name
 from ..shared.skeleton import BONE_NAMES, JOINT_NAMES, PARENTS
@@ -172,5 +173,6 @@ def play_motion(rig: bpy.types.Object, motion: Motion, scene: bpy.types.Scene) -
     """Make a motion the rig's action, and the scene long enough for it."""
     first = scene.frame_start
     assign_action(rig, write_action(rig, motion, first))
+    release_limbs(rig)
     scene.frame_end = max(scene.frame_end, first + len(motion.pose) - 1)
     rig.update_tag(refresh={"TIME"})

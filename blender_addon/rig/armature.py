@@ -1,4 +1,8 @@
-"""The armature: 55 deform bones with SMPL-X's hierarchy, twist helpers, and the controls of the face as properties."""
+"""The armature: 55 deform bones with SMPL-X's hierarchy, twist helpers, and the controls that move them.
+
+The controls (limbs.py, curls.py, gaze.py) act through constraints whose drivers are free of expressions; with all
+switches at 0 the 55 bones move by their own channels alone.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,14 @@ from mathutils import Matrix
 
 from ..shared.axes import BODY_TO_BLENDER, blender_to_body_points, body_to_blender_points
 from ..shared.skeleton import BONE_NAMES, JOINT_NAMES, PARENTS, BoneRest, bone_rest
+from .curls import add_curl_properties, build_curl_bones, constrain_fingers
+from .drivers import scale_driver
+from .gaze import add_look_property, build_look_target, constrain_eyes
+from .limbs import add_limb_properties, build_limb_bones, constrain_limbs
+from .shapes import shape_controls, sort_bones
 
 if TYPE_CHECKING:
     from ..shared.avatar import Avatar
-
-_FINGERS = ("index", "middle", "pinky", "ring", "thumb")
-_FACE = ("jaw", "eye")
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def deform_bone_names(avatar: Avatar) -> tuple[str, ...]:
 
 
 def create_armature(name: str, avatar: Avatar, collection: bpy.types.Collection) -> bpy.types.Object:
-    """An armature object in the bundle's T-pose, with twist drivers and face properties; it becomes the active object.
+    """An armature object in the bundle's T-pose, with its controls and their drivers; it becomes the active object.
 
     Args:
         name: Of the object.
@@ -71,9 +77,12 @@ def create_armature(name: str, avatar: Avatar, collection: bpy.types.Collection)
     bpy.context.view_layer.objects.active = ob
     ob.select_set(True)
     _build_bones(ob, avatar)
-    _sort_bones(data, avatar)
+    sort_bones(data, frozenset(bone.name for bone in twist_bones(avatar)))
     _describe(ob, avatar)
     _add_face_properties(ob, avatar)
+    add_limb_properties(ob)
+    add_curl_properties(ob)
+    add_look_property(ob)
     # Properties made after the first evaluation are unknown to its copy, and a driver that meets them stays invalid
     # for good.
     ob.update_tag()
@@ -81,6 +90,10 @@ def create_armature(name: str, avatar: Avatar, collection: bpy.types.Collection)
     _prepare_pose(ob, twist_bones(avatar))
     for bone in twist_bones(avatar):
         _add_twist_driver(ob, bone)
+    constrain_limbs(ob)
+    constrain_fingers(ob)
+    constrain_eyes(ob)
+    shape_controls(ob)
     data.display_type = "STICK"
     ob.show_in_front = True
     return ob
@@ -114,6 +127,9 @@ def _build_bones(ob: bpy.types.Object, avatar: Avatar) -> None:
             bone.length = bones[helper.parent].length * 0.5
             bone.matrix = bones[helper.parent].matrix.copy()
             bone.parent = bones[helper.parent]
+        build_limb_bones(bones)
+        build_curl_bones(bones)
+        build_look_target(bones)
     finally:
         bpy.ops.object.mode_set(mode="OBJECT")
 
@@ -123,17 +139,6 @@ def _edit_matrix(rest: BoneRest, joint: int) -> Matrix:
     matrix[:3, :3] = BODY_TO_BLENDER @ rest.matrices[joint]
     matrix[:3, 3] = body_to_blender_points(rest.heads_m[joint])
     return Matrix(matrix.tolist())
-
-
-def _sort_bones(data: bpy.types.Armature, avatar: Avatar) -> None:
-    """Bone collections: body, fingers and face shown, the twist helpers hidden."""
-    groups = {name: data.collections.new(name) for name in ("Body", "Fingers", "Face", "Twist helpers")}
-    helpers = {bone.name for bone in twist_bones(avatar)}
-    for bone in data.bones:
-        stem = bone.name.split("_")[0].split(".")[0]
-        group = "Fingers" if stem in _FINGERS else "Face" if stem in _FACE else "Body"
-        groups["Twist helpers" if bone.name in helpers else group].assign(bone)
-    groups["Twist helpers"].is_visible = False
 
 
 def _describe(ob: bpy.types.Object, avatar: Avatar) -> None:
@@ -187,15 +192,3 @@ def _add_twist_driver(ob: bpy.types.Object, helper: TwistBone) -> None:
     target.rotation_mode = "SWING_TWIST_Y"
     target.transform_space = "LOCAL_SPACE"
     scale_driver(curve, helper.factor)
-
-
-def scale_driver(curve: bpy.types.FCurve, factor: float) -> None:
-    """Make a driver's result `factor` times its variable: a linear generator on the driver's curve."""
-    while len(curve.keyframe_points):
-        curve.keyframe_points.remove(curve.keyframe_points[0])
-    while len(curve.modifiers):
-        curve.modifiers.remove(curve.modifiers[0])
-    generator = curve.modifiers.new("GENERATOR")
-    generator.mode = "POLYNOMIAL"
-    generator.poly_order = 1
-    generator.coefficients = (0.0, factor)
