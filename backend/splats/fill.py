@@ -17,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from backend.splats.colour import SEEN, blend_weight, to_lab, to_rgb
 from backend.splats.light import relit
-from backend.splats.pattern import continued, unrolled
+from backend.splats.pattern import continued, unrolled, varies_everywhere
 from backend.splats.rows import cloths, is_pattern, row_colours
 
 MIRROR_SCALE_M = 0.02
@@ -31,6 +31,9 @@ SEAM_STEPS = 80
 
 SEAM_LIMIT_LAB = (14.0, 10.0, 10.0)
 PLAIN_SHARE = 0.55
+DOTTED_SHARE = 0.1
+"""Least share of a dotted garment in all that is seen."""
+
 JOIN_M = 0.05
 DETAIL = 0.45
 DETAIL_LIMIT_LAB = (6.0, 3.0, 3.0)
@@ -130,13 +133,16 @@ def _row_colours(
             out[mine] = to_lab(np.asarray(defaults_rgb[label])[None])
         elif (mine & (cloth == 0)).any():
             out[mine] = np.median(photo[mine & (cloth == 0)], axis=0)
+        # a collar or a glove with fittings is no dotted garment
+        large = (mine & (cloth >= 0)).sum() > DOTTED_SHARE * (cloth >= 0).sum()
         for family in np.unique(surface.families[mine]):
             target = mine & (surface.families == family)
             own = target & (cloth >= 0)
             if own.sum() >= 40:
                 flank = _flanks(surface, own)
-                if is_pattern(surface.axis_m[flank], cloth[flank], surface.areas_m2[flank]):
-                    places = np.flatnonzero(own), np.flatnonzero(target)
+                places = np.flatnonzero(own), np.flatnonzero(target)
+                dotted = large and varies_everywhere(photo, surface.axis_m, angle, radius, places[0])
+                if dotted or is_pattern(surface.axis_m[flank], cloth[flank], surface.areas_m2[flank]):
                     out[target] = continued(photo, surface.axis_m, angle, radius, *places)
                     continue
                 out[target] = row_colours(
