@@ -101,6 +101,7 @@ def find_held_objects(person: Person, body: BodyModel, personal: Personal) -> np
     near = _nearest_owner(covered, owner)
     lab = cv2.cvtColor(person.image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     skin = _skin_lab(lab, person.labels, view, joints)
+    hands_px = np.concatenate([person.left_hand_px, person.right_hand_px, _hands_beyond_edge(posed, joints, personal)])
     reach = max(1, round(REACH_M / px_m))
     at_foot = np.isin(near, np.flatnonzero(np.isin(JOINT_PARTS, FEET)))
     limit = np.where(at_foot, FOOT_REACH_M / px_m, reach)
@@ -115,7 +116,7 @@ def find_held_objects(person: Person, body: BodyModel, personal: Personal) -> np
         if stats[k, cv2.CC_STAT_AREA] < SMALLEST_SHARE * mask.sum():
             continue
         limb = int(np.bincount(near[piece]).argmax())
-        if not _is_touched(piece, owner, person, px_m) or _is_cloth(lab, piece, mask & covered, owner, limb, px_m):
+        if not _is_touched(piece, owner, hands_px, px_m) or _is_cloth(lab, piece, mask & covered, owner, limb, px_m):
             continue
         if _continues_cloth(lab, piece, mask & covered, owner, px_m):
             continue
@@ -185,11 +186,25 @@ def _is_cloth(lab: np.ndarray, piece: np.ndarray, body: np.ndarray, owner: np.nd
     return _typical_share(pixels, centres, share) > SAME_CLOTH * _typical_share(garment, centres, share)
 
 
-def _is_touched(piece: np.ndarray, owner: np.ndarray, person: Person, px_m: float) -> bool:
+def _hands_beyond_edge(posed_m: np.ndarray, joints: np.ndarray, personal: Personal) -> np.ndarray:
+    """[K, 2] px: where on the picture's edge each hand is that lies outside; it may hold what reaches that edge."""
+    found = []
+    for part in HANDS:
+        vertices = posed_m[JOINT_PARTS[joints] == part]
+        if not len(vertices):
+            continue
+        centre = personal.camera.project(vertices.mean(axis=0)[None])[0]
+        at_edge = np.clip(centre, 0, (personal.camera.width - 1, personal.camera.height - 1))
+        if not np.array_equal(at_edge, centre):
+            found.append(at_edge)
+    return np.array(found, np.float64).reshape(-1, 2)
+
+
+def _is_touched(piece: np.ndarray, owner: np.ndarray, hands_px: np.ndarray, px_m: float) -> bool:
     """Whether a piece comes near a hand or a foot: what hangs beside a shin far from both is a skirt or coat."""
     part = np.where(owner >= 0, JOINT_PARTS[np.maximum(owner, 0)], 255)
     ends = np.isin(part, HANDS + FEET)
-    for u, v in np.concatenate([person.left_hand_px, person.right_hand_px]):
+    for u, v in hands_px:
         if 0 <= int(v) < ends.shape[0] and 0 <= int(u) < ends.shape[1]:
             ends[int(v), int(u)] = True
     away = cv2.distanceTransform((~ends).astype(np.uint8), cv2.DIST_L2, 5)
