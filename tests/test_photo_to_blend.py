@@ -13,6 +13,7 @@ from PIL import Image
 
 from backend.splats.deform import pose_avatar
 from blender_addon.shared.avatar import read_bundle, read_result
+from blender_addon.shared.skeleton import JOINT_NAMES
 from scripts.quality_figures import BundleAvatar
 from scripts.quality_sheets import score_portrait
 from tests.blender.interpreters import BLENDERS, ROOT, find_blender
@@ -54,6 +55,17 @@ def test_the_avatar_matches_its_photo_and_is_whole_from_every_side(job: Path) ->
     assert max(scores.holes) <= 0.005
     assert set(scores.components) == {1}
     assert scores.cloud_components == 1
+
+
+def test_no_held_helmet_sticks_to_the_arm(job: Path) -> None:
+    cloud, avatar = read_bundle(job)
+    for side, sign in (("left", 1.0), ("right", -1.0)):
+        elbow, wrist = (sign * avatar.joints_m[JOINT_NAMES.index(f"{side}_{part}")][0] for part in ("elbow", "wrist"))
+        reach = cloud.positions_m[:, 0] * sign
+        on_forearm = (reach > elbow + 0.05) & (reach < wrist) & (cloud.positions_m[:, 1] > 1.0)
+        assert on_forearm.sum() > 300
+        black = cloud.colours[on_forearm].max(axis=1) < 0.25
+        assert black.mean() < 0.1, f"the {side} sleeve is black; the suit is orange"
 
 
 def test_the_face_moves_and_the_rest_stays(job: Path) -> None:
