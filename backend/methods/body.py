@@ -49,6 +49,7 @@ def stages(request: BodyRequest) -> list[Stage]:
             ("matched",),
             _match,
             version=2,
+            economies=("matched at 256 px instead of 512",),
         ),
         Stage(
             "Write the avatar",
@@ -107,7 +108,7 @@ def _match(
         person.mask,
         held,
         _face_box(person),
-        OptimiseSettings(iterations=ITERATIONS[request.preset]),
+        OptimiseSettings(iterations=ITERATIONS[request.preset], size_px=512 >> context.economy),
         context,
     )
 

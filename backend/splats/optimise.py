@@ -127,13 +127,22 @@ def optimise_to_photo(
         ]
     )
     generator = torch.Generator().manual_seed(context.seed)
+    key = f"{len(splats)} {context.seed} {settings}"
+    kept = context.checkpoint.load(STAGE, key)
+    if kept is not None:
+        adam.restore(kept.arrays)
+        generator.set_state(torch.from_numpy(kept.arrays["generator"]))
     for step, (view, alpha_weight) in enumerate(schedule):
+        if kept is not None and step < kept.step:
+            continue
         background = torch.rand(3, generator=generator)
         adam.zero_grad()
         loss = _loss(parameters, neighbours, view, background, alpha_weight, settings)
         loss.backward()
         adam.step(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / settings.iterations)))
         parameters.clamp_()
+        if context.checkpoint.due():
+            context.checkpoint.save(STAGE, step + 1, adam.state() | {"generator": generator.get_state().numpy()}, key)
         context.progress(STAGE, step + 1, settings.iterations, f"loss {float(loss.detach()):.4f}")
         if (step + 1) % settings.preview_every == 0:
             context.preview(_preview(parameters, whole))

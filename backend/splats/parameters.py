@@ -6,6 +6,7 @@ or a logit and back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -161,6 +162,24 @@ class GatedAdam:
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self._adam.zero_grad()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that the next step depends on, the parameters included, as arrays by name."""
+        found: dict[str, np.ndarray] = {}
+        for index, parameter in enumerate(self._parameters):
+            found[f"parameter {index}"] = parameter.detach().numpy().copy()
+            for name, value in self._adam.state[parameter].items():
+                found[f"{name} {index}"] = value.numpy().copy()
+        return found
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go back to what `state` returned; the next step is the same bit for bit."""
+        for index, parameter in enumerate(self._parameters):
+            parameter.copy_(torch.from_numpy(state[f"parameter {index}"]))
+            names = [name.rsplit(" ", 1)[0] for name in state if name.endswith(f" {index}")]
+            values = {name: torch.from_numpy(state[f"{name} {index}"].copy()) for name in names if name != "parameter"}
+            self._adam.state[parameter] = values
 
     def step(self, rate_factor: float = 1.0) -> None:
         """One gated step with the learning rates times `rate_factor`."""

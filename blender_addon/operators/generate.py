@@ -148,6 +148,8 @@ class EFFIGY_OT_insert_result(bpy.types.Operator):
             return {"CANCELLED"}
         objects = insert_avatar(loaded.job.job_id, cloud, avatar, "PHOTO")
         remember(objects.armature, loaded.job.folder / "result", loaded.job.folder / loaded.job.image)
+        # The avatar refers to these files: the backend's clean-up leaves folders with this mark alone.
+        (loaded.job.folder / "keep").touch()
         show_splats(objects.cloud, not bpy.app.background)
         return {"FINISHED"}
 
