@@ -46,22 +46,21 @@ class EFFIGY_PT_rig(_Sidebar, bpy.types.Panel):
                 row.prop(collection, "is_visible", text=name, toggle=True)
         column = layout.column(align=True)
         for limb in LIMBS:
-            row = column.row(align=True)
-            label = f"{limb.name[:-2].title()} {limb.name[-1]}"
-            row.prop(rig, f'["{limb.switch}"]', text=f"{label}  IK", slider=True)
-            row.operator("effigy.snap_fk", text="FK").limb = limb.name
-            row.operator("effigy.snap_ik", text="IK").limb = limb.name
+            row = column.split(factor=0.55, align=True)
+            row.prop(rig, f'["{limb.switch}"]', text=f"{limb.name[:-2].title()} {limb.name[-1]} IK", slider=True)
+            row = row.row(align=True)
+            row.operator("effigy.snap_fk", text="To FK").limb = limb.name
+            row.operator("effigy.snap_ik", text="To IK").limb = limb.name
         row = layout.row(align=True)
         row.operator("effigy.snap_fk", text="All to FK").limb = "ALL"
         row.operator("effigy.snap_ik", text="All to IK").limb = "ALL"
         layout.prop(rig, f'["{LOOK_SWITCH}"]', text="Eyes Look at Target", slider=True)
-        column = layout.column(align=True)
-        column.label(text="Finger curl: left, right")
+        labels, sliders = _sided_columns(layout, "Finger Curl")
         for finger in CURL_FINGERS:
-            row = column.row(align=True)
+            labels.label(text=finger.title())
+            row = sliders.row(align=True)
             for side in "LR":
-                hand = rig.pose.bones[f"hand.{side}"]
-                row.prop(hand, f'["{curl_property(finger)}"]', text=finger.title(), slider=True)
+                row.prop(rig.pose.bones[f"hand.{side}"], f'["{curl_property(finger)}"]', text="", slider=True)
 
 
 class EFFIGY_PT_face(_Sidebar, bpy.types.Panel):
@@ -90,9 +89,33 @@ class EFFIGY_PT_face(_Sidebar, bpy.types.Panel):
             header.operator("effigy.reset_face", text="", icon="LOOP_BACK", emboss=False).region = region
             if body is None:
                 continue
-            column = body.column(align=True)
-            for label, names in region_rows(region):
-                row = column.row(align=True)
-                for name in names:
-                    side = "" if len(names) == 1 else f" {'L' if name.endswith('Left') else 'R'}"
-                    row.prop(rig, f'["{name}"]', text=label + side, slider=True)
+            _draw_region(body, rig, region)
+
+
+def _draw_region(body: bpy.types.UILayout, rig: bpy.types.Object, region: str) -> None:
+    """Sliders of a region; actions with sides share a row."""
+    rows = region_rows(region)
+    column = body.column(align=True)
+    for label, names in rows:
+        if len(names) == 1:
+            column.prop(rig, f'["{names[0]}"]', text=label, slider=True)
+    if all(len(names) == 1 for _, names in rows):
+        return
+    labels, sliders = _sided_columns(body)
+    for label, names in rows:
+        if len(names) == 2:
+            labels.label(text=label)
+            row = sliders.row(align=True)
+            for name in names:
+                row.prop(rig, f'["{name}"]', text="", slider=True)
+
+
+def _sided_columns(layout: bpy.types.UILayout, title: str = "") -> tuple[bpy.types.UILayout, bpy.types.UILayout]:
+    """A column for labels and one for sliders of the left and the right side, headed."""
+    split = layout.split(factor=0.36)
+    labels, sliders = split.column(align=True), split.column(align=True)
+    labels.label(text=title)
+    row = sliders.row(align=True)
+    row.label(text="Left")
+    row.label(text="Right")
+    return labels, sliders

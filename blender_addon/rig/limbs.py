@@ -20,6 +20,9 @@ from .drivers import drive
 _PRE_BEND = radians(8.0)
 """Bend of each half of the solver chain at rest; any small angle does."""
 
+_BENT = 0.01
+"""A joint this share of the limb beside its line shows where it points."""
+
 _FRONT, _BACK, _UP = Vector((0.0, -1.0, 0.0)), Vector((0.0, 1.0, 0.0)), Vector((0.0, 0.0, 1.0))
 """Directions of the armature's space: the body faces -Y."""
 
@@ -103,20 +106,38 @@ def build_limb_bones(bones: bpy.types.ArmatureEditBones) -> None:
 
 def _build_limb(bones: bpy.types.ArmatureEditBones, limb: Limb) -> None:
     upper, lower, end = (bones[name] for name in (limb.upper, limb.lower, limb.end))
-    hinge = upper.x_axis.copy()
-    # Positive turns about x carry y towards z.
-    bend = _PRE_BEND * limb.side_of_pole
-    first, second = (Matrix.Rotation(angle, 3, hinge) for angle in (bend, -bend))
-    solver = _add(bones, limb.solvers[0], upper.head, first @ upper.y_axis, first @ upper.z_axis, upper.length)
-    solver.parent = upper.parent
-    tip = _add(bones, limb.solvers[1], solver.tail, second @ upper.y_axis, second @ upper.z_axis, lower.length)
-    tip.parent = solver
-    for roll, carrier in zip(limb.rolls, (solver, tip), strict=True):
-        ring = _add(bones, roll, carrier.head, carrier.y_axis, carrier.z_axis, carrier.length)
-        ring.parent = carrier
+    away = _pole_direction(limb, upper, lower)
+    # The hinge of elbow or knee; positive turns about it carry the bones' directions towards the pole.
+    hinge = upper.y_axis.cross(away).normalized()
+    frame = _frame(upper.y_axis, hinge * limb.side_of_pole)
+    parent, head = upper.parent, upper.head
+    parts = zip((upper, lower), limb.solvers, limb.rolls, (_PRE_BEND, -_PRE_BEND), strict=True)
+    for bone, solver_name, roll_name, bend in parts:
+        turned = Matrix.Rotation(bend, 3, hinge) @ frame
+        solver = _add(bones, solver_name, head, turned.col[1], turned.col[2], bone.length)
+        solver.parent = parent
+        # Solved to where the limb rests, the ring has the axes of the limb's bone.
+        ring = turned @ _frame(bone.y_axis, hinge * limb.side_of_pole).inverted() @ bone.matrix.to_3x3()
+        _add(bones, roll_name, head, ring.col[1], ring.col[2], bone.length).parent = solver
+        parent, head = solver, solver.tail
     _add(bones, limb.target, end.head, end.y_axis, end.z_axis, end.length)
-    away = _FRONT if limb.side_of_pole > 0 else _BACK
-    _add(bones, limb.pole, lower.head + away * pole_distance(upper.length, lower.length), away, _UP, 0.06)
+    place = lower.head + away * pole_distance(upper.length, lower.length)
+    _add(bones, limb.pole, place, _FRONT if limb.side_of_pole > 0 else _BACK, _UP, 0.06)
+
+
+def _frame(y_axis: Vector, hinge: Vector) -> Matrix:
+    """Axes of a bone along `y_axis`, its x axis as near to `hinge` as it can be."""
+    x = (hinge - y_axis * hinge.dot(y_axis)).normalized()
+    return Matrix((x, y_axis, x.cross(y_axis))).transposed()
+
+
+def _pole_direction(limb: Limb, upper: bpy.types.EditBone, lower: bpy.types.EditBone) -> Vector:
+    """Where the joint points at rest; to the front or back where the limb is all but straight."""
+    line = (lower.tail - upper.head).normalized()
+    away = (lower.head - upper.head) - line * (lower.head - upper.head).dot(line)
+    expected = _FRONT if limb.side_of_pole > 0 else _BACK
+    bent = away.length > _BENT * (upper.length + lower.length) and away.dot(expected) > 0.5 * away.length
+    return away.normalized() if bent else expected
 
 
 def pole_distance(upper_m: float, lower_m: float) -> float:

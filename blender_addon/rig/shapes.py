@@ -16,11 +16,13 @@ COLLECTIONS = ("Body", "Fingers", "Face", "IK", "Twist helpers", "Control helper
 HIDDEN = ("IK", "Twist helpers", "Control helpers")
 """Not shown at first: IK until it is used, helpers always."""
 
-_FACE_BONES = ("jaw", "eye.L", "eye.R", LOOK_TARGET)
-_COLOURS: Mapping[str, str] = {"L": "THEME04", "R": "THEME01", "": "THEME09"}
-"""Left blue, right red, middle yellow: Blender's own bone colour sets."""
-
 Point = tuple[float, float, float]
+
+_FACE_BONES = ("jaw", "eye.L", "eye.R", LOOK_TARGET)
+_COLOURS: Mapping[str, Point] = {"L": (0.15, 0.55, 1.0), "R": (1.0, 0.25, 0.2), "": (1.0, 0.8, 0.2)}
+"""Left blue, right red, middle yellow, display sRGB; own colours, for themes differ in what their sets look like."""
+_SELECTED, _ACTIVE = (0.75, 0.95, 1.0), (1.0, 1.0, 1.0)
+
 Lines = tuple[Sequence[Point], Sequence[tuple[int, int]]]
 
 
@@ -43,7 +45,9 @@ def sort_bones(data: bpy.types.Armature, twist_helpers: frozenset[str]) -> None:
         else:
             group = "Fingers" if name.split("_")[0] in CURL_FINGERS else "Body"
         groups[group].assign(bone)
-        bone.color.palette = _COLOURS[name[-1] if name[-2:] in (".L", ".R") else ""]
+        bone.color.palette = "CUSTOM"
+        bone.color.custom.normal = _COLOURS[name[-1] if name[-2:] in (".L", ".R") else ""]
+        bone.color.custom.select, bone.color.custom.active = _SELECTED, _ACTIVE
     for name in HIDDEN:
         groups[name].is_visible = False
 

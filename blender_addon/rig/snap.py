@@ -48,7 +48,7 @@ def snap_ik(rig: bpy.types.Object, limb: Limb, seen: LimbPose) -> None:
     """Move the limb's controls so that the solver shows the pose that was seen, and switch to it.
 
     The pole stands where the joint points. What the limb is turned about itself besides is left to the rolls, which
-    need the solver's answer: a hinge cannot know it.
+    need the solver's answer first: a hinge cannot know it.
     """
     bones = rig.pose.bones
     rig[limb.switch] = 1.0
@@ -69,8 +69,8 @@ def snap_ik(rig: bpy.types.Object, limb: Limb, seen: LimbPose) -> None:
             break
         goal += missed
     solved = _evaluated(rig)
-    for ring, solver, matrix in zip(limb.rolls, limb.solvers, (seen.upper, seen.lower), strict=True):
-        between = solved[solver].matrix.to_quaternion().inverted() @ matrix.to_quaternion()
+    for ring, matrix in zip(limb.rolls, (seen.upper, seen.lower), strict=True):
+        between = solved[ring].matrix.to_quaternion().inverted() @ matrix.to_quaternion()
         bones[ring].rotation_euler = (0.0, between.to_swing_twist("Y")[1], 0.0)
     _update(rig)
 

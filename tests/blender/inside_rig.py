@@ -76,7 +76,9 @@ def reach(rig: Rig) -> dict[str, float]:
     """Largest distance of hands and feet from random targets within reach, and elbows' and knees' side of the pole."""
     rng = np.random.default_rng(1)
     rig.clear()
+    rest = rig.matrices()
     rig.switch(1.0)
+    jump_m, jump_deg = difference(rest, rig.matrices())
     missed, sides = [], []
     for limb in LIMBS:
         bones = rig.ob.data.bones
@@ -94,7 +96,7 @@ def reach(rig: Rig) -> dict[str, float]:
             elbow, pole = (seen[name].head - start for name in (limb.lower, limb.pole))
             elbow, pole = (v - chord * v.dot(chord) for v in (elbow, pole))
             sides.append(elbow.normalized().dot(pole.normalized()))
-    return {"missed_m": max(missed), "towards_pole": min(sides)}
+    return {"missed_m": max(missed), "towards_pole": min(sides), "jump_m": jump_m, "jump_deg": jump_deg}
 
 
 def bent_motion(avatar: Avatar) -> Motion:

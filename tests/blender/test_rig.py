@@ -34,6 +34,7 @@ def test_ik_reaches_targets_and_bends_towards_the_pole(tried: tuple[str, Path, d
     answer = tried[2]["reach"]
     assert answer["missed_m"] < 1e-3
     assert answer["towards_pole"] > 0.99
+    assert answer["jump_m"] < 1e-3 and answer["jump_deg"] < 0.5, "controls at rest do not show the rest pose"
 
 
 def test_snapping_keeps_the_visible_pose(tried: tuple[str, Path, dict[str, Any]]) -> None:
