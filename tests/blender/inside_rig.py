@@ -138,8 +138,8 @@ def snap(rig: Rig) -> dict[str, Any]:
     return answer
 
 
-def snap_frames(rig: Rig) -> dict[str, float]:
-    """A walk carried over to IK keys plays as before; and the action that is played afterwards is FK again."""
+def snap_frames(rig: Rig) -> dict[str, Any]:
+    """A walk carried over to IK keys plays as before, and one frame of it goes back to FK."""
     rig.clear()
     scene = bpy.context.scene
     assign_action(rig.ob, write_action(rig.ob, walk_motion(rig.avatar)))
@@ -156,10 +156,21 @@ def snap_frames(rig: Rig) -> dict[str, float]:
     bpy.ops.effigy.snap_ik(limb="leg.L", over_frames=True)
     after = record()
     switched = float(rig.ob["ik_leg.L"])
+    # The switch has keys now, so snapping one frame back to FK keys it, or the next redraw would undo it.
+    scene.frame_set(5)
+    bpy.ops.effigy.snap_fk(limb="leg.L")
+    switches = []
+    for frame in (4, 5):
+        scene.frame_set(frame)
+        switches.append(float(rig.ob["ik_leg.L"]))
+    again = difference(before[4 * len(BONE_NAMES) : 5 * len(BONE_NAMES)], rig.matrices())[0]
     moved = float(np.ptp([rig.ob.pose.bones["foot_ik.L"].location.length, 0.0]))
     rig.ob.animation_data.action = None
     rig.clear()
-    return {"error_m": difference(before, after)[0], "switch": switched, "moved_m": moved}
+    return {
+        "error_m": difference(before, after)[0], "switch": switched, "moved_m": moved, "switches": switches,
+        "again_m": again,
+    }  # fmt: skip
 
 
 def curl(rig: Rig) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def test_snapping_keeps_the_visible_pose(tried: tuple[str, Path, dict[str, Any]]
         assert unseen_m < 1e-5, "the bones' own channels show through IK"
     frames = tried[2]["frames"]
     assert frames["error_m"] < 1e-3 and frames["switch"] == 1.0 and frames["moved_m"] > 0.05
+    assert frames["switches"] == [1.0, 0.0] and frames["again_m"] < 1e-3
 
 
 def test_curls_bend_towards_the_palm_and_add_to_keys(tried: tuple[str, Path, dict[str, Any]]) -> None:
