@@ -11,7 +11,7 @@ import importlib
 
 from backend.benches.measuring import Bench
 
-AREAS = ("raster", "formats")
+AREAS = ("raster", "formats", "blender")
 
 
 def all_benches() -> dict[str, Bench]:

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 import bpy
 import numpy as np
 
+from ..shared.axes import rotate_cloud
 from ..shared.gaussians import SH_REST_COUNTS, GaussianCloud
+from ..shared.sh import sh_rotation_matrix
 from .node_graph import active, new_geometry_tree
 
 ATTRIBUTE_KEYS = {
@@ -24,6 +26,9 @@ ATTRIBUTE_KEYS = {
     "FLOAT4": ("vector", 4, np.float32),
 }
 """Attribute type -> name in foreach_set, width, element type."""
+
+_BLOCK = 8192
+"""Points that are regrouped at a time."""
 
 Attributes = Mapping[str, tuple[str, np.ndarray]]
 """Attribute name -> (type, values [N] or [N, width])."""
@@ -42,25 +47,43 @@ def splat_type() -> str | None:
     return next((name for name in names if "SPLAT" in name), None)
 
 
-def create_cloud_object(name: str, cloud: GaussianCloud, collection: bpy.types.Collection) -> bpy.types.Object:
+def create_cloud_object(
+    name: str,
+    cloud: GaussianCloud,
+    collection: bpy.types.Collection,
+    turn: np.ndarray | None = None,
+    use_up: bool = False,
+) -> bpy.types.Object:
     """A POINTCLOUD object with the record's values.
 
     Args:
         name: Of the object and its data.
-        cloud: In Blender's frame; any degree.
+        cloud: In Blender's frame after `turn`; any degree.
         collection: Where the object is linked; must be visible in the current view layer, which Blender's conversion
         needs.
+        turn: [3, 3] rotation of everything, harmonics included.
+        use_up: Let go of the record's harmonics as they are written; the record must not be used afterwards. Else a
+            large cloud is in memory twice.
     """
-    attributes = _record_attributes(cloud)
+    matrix = np.eye(3) if turn is None else np.asarray(turn, np.float64)
+    harmonics = cloud.sh_rest
+    positions_m = cloud.positions_m if turn is None else cloud.positions_m @ matrix.T.astype(np.float32)
     if hasattr(bpy.types.PointCloud, "resize"):
         points = bpy.data.pointclouds.new(name)
         points.resize(len(cloud))
-        points.attributes["position"].data.foreach_set("vector", cloud.positions_m.ravel())
+        points.attributes["position"].data.foreach_set("vector", positions_m.ravel())
         ob = bpy.data.objects.new(name, points)
         collection.objects.link(ob)
     else:
-        ob = _convert_mesh(name, cloud.positions_m, collection)
-    write_attributes(ob.data, attributes)
+        ob = _convert_mesh(name, positions_m, collection)
+    del positions_m
+    # The harmonics first: they are three quarters of a cloud, and what they give back the rest can use.
+    _write_harmonics(ob.data, harmonics, matrix, use_up)
+    bare = GaussianCloud.of_checked(
+        cloud.positions_m, cloud.scales_m, cloud.rotations_wxyz, cloud.opacities, cloud.sh_dc,
+        np.zeros((len(cloud), 0, 3), np.float32),
+    )  # fmt: skip
+    write_attributes(ob.data, _record_attributes(bare if turn is None else rotate_cloud(bare, matrix)))
     kind = splat_type()
     if kind is not None:
         ob.data.type = kind
@@ -116,14 +139,19 @@ def read_cloud(points: bpy.types.ID) -> GaussianCloud:
         count += 1
     count = max(k for k in SH_REST_COUNTS if k <= count)
     position, base = read_attribute(points, "position"), read_attribute(points, "radiance:base")
-    rest = [read_attribute(points, f"radiance:sh_{k}") for k in range(count)]
+    columns = [read_attribute(points, f"radiance:sh_{k}") for k in range(count)]
+    rest = np.empty((len(position), count, 3), np.float32)
+    for start in range(0, len(position), _BLOCK):
+        for k, column in enumerate(columns):
+            rest[start : start + _BLOCK, k] = column[start : start + _BLOCK]
+    del columns
     return GaussianCloud(
         position,
         read_attribute(points, "scale"),
         read_attribute(points, "rotation"),
         base[:, 3],
         base[:, :3],
-        np.stack(rest, axis=1) if rest else np.zeros((len(position), 0, 3), np.float32),
+        rest,
     )
 
 
@@ -152,8 +180,46 @@ def _record_attributes(cloud: GaussianCloud) -> Attributes:
         "rotation": ("QUATERNION", cloud.rotations_wxyz),
         "radiance:base": (base_type(), base),
         "radius": ("FLOAT", radius),
-        **{f"radiance:sh_{k}": ("FLOAT_VECTOR", cloud.sh_rest[:, k]) for k in range(cloud.sh_rest.shape[1])},
     }
+
+
+def _write_harmonics(points: bpy.types.ID, harmonics: np.ndarray, turn: np.ndarray, use_up: bool) -> None:
+    """Write the coefficients [N, K, 3] as an attribute each, turned; the highest band first.
+
+    A band is turned and put into columns block by block, which stays in the cache. With `use_up` the array then shrinks
+    to the bands that are left, so that it and the attributes together never hold much more than one copy.
+    """
+    count, total = harmonics.shape[:2]
+    if not count or not total:
+        return
+    degree = SH_REST_COUNTS.index(total)
+    matrix = sh_rotation_matrix(turn, degree).astype(np.float32)
+    shrinks = use_up and harmonics.flags.owndata and harmonics.flags.c_contiguous and harmonics.flags.writeable
+    for band in range(degree, 0, -1):
+        first, last = SH_REST_COUNTS[band - 1], SH_REST_COUNTS[band]
+        columns = np.empty((last - first, count, 3), np.float32)
+        # One product of [N, 3 K] with a matrix that keeps the channels apart is far faster than three.
+        channels = np.kron(matrix[first:last, first:last].T, np.eye(3, dtype=np.float32))
+        for start in range(0, count, _BLOCK):
+            block = harmonics[start : start + _BLOCK, first:last].reshape(-1, 3 * (last - first)) @ channels
+            columns[:, start : start + _BLOCK] = block.reshape(-1, last - first, 3).transpose(1, 0, 2)
+        if shrinks:
+            _drop_columns(harmonics, first)
+        for k in range(last - 1, first - 1, -1):
+            write_attributes(points, {f"radiance:sh_{k}": ("FLOAT_VECTOR", columns[k - first])})
+            columns.resize((k - first, count, 3), refcheck=False)
+
+
+def _drop_columns(harmonics: np.ndarray, kept: int) -> None:
+    """Shrink an array [N, K, 3] that owns its memory to its first columns, in place."""
+    count = len(harmonics)
+    flat = harmonics.reshape(-1)
+    for start in range(0, count, _BLOCK):
+        stop = min(start + _BLOCK, count)
+        rows = harmonics[start:stop, :kept].copy()
+        flat[3 * kept * start : 3 * kept * stop] = rows.ravel()
+    del flat
+    harmonics.resize((count, kept, 3), refcheck=False)
 
 
 def _convert_mesh(name: str, positions_m: np.ndarray, collection: bpy.types.Collection) -> bpy.types.Object:

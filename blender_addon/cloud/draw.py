@@ -213,8 +213,7 @@ class SplatScene:
             scene_depth: Window depth per pixel that hides what lies behind it; None hides nothing.
             shown: Which of the clouds; None for all.
         """
-        chosen = tuple(range(len(self._clouds)) if shown is None else shown)
-        order, count = self._sorted(camera, chosen)
+        order, count = self.sort(camera, shown)
         if not count:
             return
         projection = np.array(camera.projection, np.float32)
@@ -240,11 +239,16 @@ class SplatScene:
         self._quad.draw_instanced(shader, instance_start=0, instance_count=count)
         gpu.state.blend_set("NONE")
 
-    def _sorted(self, camera: CameraView, chosen: tuple[int, ...]) -> tuple[gpu.types.GPUTexture | None, int]:
+    def sort(self, camera: CameraView, shown: Sequence[int] | None = None) -> tuple[gpu.types.GPUTexture | None, int]:
         """Order of drawing, the farthest first, and its length.
 
         Kept while neither clouds nor directions of view change, for a few views side by side.
+
+        Args:
+            camera: The camera.
+            shown: Which of the clouds; None for all.
         """
+        chosen = tuple(range(len(self._clouds)) if shown is None else shown)
         forward = np.array(camera.view, np.float32)[2]
         key = (*chosen, *forward[:3].tolist())
         if key not in self._orders:

@@ -10,9 +10,9 @@ from bpy_extras.io_utils import ExportHelper
 
 from ..cloud.create import read_cloud
 from ..cloud.edit import posed_cloud
-from ..shared.axes import blender_to_body_cloud
+from ..shared.axes import axes_to_blender
 from ..shared.cloud_edits import merge_clouds, transform_cloud
-from ..shared.formats import FormatError, write_splats
+from ..shared.formats import SHARED_FORMATS, FormatError, find_writer
 from ..shared.gaussians import GaussianCloud
 from .edit import splat_objects
 
@@ -66,8 +66,14 @@ class EFFIGY_OT_export_splats(bpy.types.Operator, ExportHelper):
                 if frame is not None:
                     scene.frame_set(frame)
                 name = f"{stem}{self.format}" if frame is None else f"{stem}_{frame:04d}{self.format}"
-                clouds = [_in_world(ob, self.state == "POSED") for ob in splat_objects(context)]
-                lost = write_splats(path.with_name(name), blender_to_body_cloud(merge_clouds(clouds)))
+                row, write = find_writer(path.with_name(name), SHARED_FORMATS)
+                to_file = np.eye(4)
+                to_file[:3, :3] = axes_to_blender(row.axes).T
+                clouds = [_placed(ob, self.state == "POSED", to_file) for ob in splat_objects(context)]
+                cloud = merge_clouds(clouds)
+                if not len(cloud):
+                    raise ValueError("there are no Gaussians")
+                lost = write(path.with_name(name), cloud)
         except (FormatError, OSError, ValueError) as error:
             self.report({"ERROR"}, f"Not written: {error}")
             return {"CANCELLED"}
@@ -78,9 +84,10 @@ class EFFIGY_OT_export_splats(bpy.types.Operator, ExportHelper):
         return {"FINISHED"}
 
 
-def _in_world(ob: bpy.types.Object, posed: bool) -> GaussianCloud:
+def _placed(ob: bpy.types.Object, posed: bool, to_file: np.ndarray) -> GaussianCloud:
+    """A cloud where its object stands, in the file's axes: one turn for both."""
     cloud = posed_cloud(ob) if posed else read_cloud(ob.data)
-    return transform_cloud(cloud, np.array(ob.matrix_world))
+    return transform_cloud(cloud, to_file @ np.array(ob.matrix_world))
 
 
 def draw_export_menu(self: bpy.types.Menu, context: bpy.types.Context) -> None:

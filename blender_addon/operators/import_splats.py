@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import bpy
@@ -15,13 +15,16 @@ from ..cloud.create import create_cloud_object, splat_type
 from ..cloud.display import ViewportDisplay, add_display
 from ..cloud.viewport import show_splats
 from ..link.backend_python import NoBackendError, backend_command, backend_environment, find_backend_python
-from ..shared.axes import body_to_blender_cloud
+from ..shared.axes import axes_to_blender
 from ..shared.cloud_edits import decimate, lower_degree, outliers
-from ..shared.formats import SHARED_FORMATS, FormatError, read_splats
+from ..shared.formats import SHARED_FORMATS, FormatError, find_reader, read_splats
 from ..shared.formats.common import Axes
 from ..shared.gaussians import GaussianCloud
 
 SUFFIXES = (*(suffix for row in SHARED_FORMATS for suffix in row.suffixes), ".sog")
+
+_MOST_DISCS = 200_000
+"""Larger clouds show their bare points where splats cannot be drawn."""
 
 _AXES = [
     ("AUTO", "Automatic", "What the file says, else what is usual for the format"),
@@ -50,10 +53,11 @@ class ImportOptions:
 
 @dataclass(frozen=True)
 class Imported:
-    """A file as it will enter the scene: Blender's frame, and what to tell the user."""
+    """A file as it will enter the scene: its cloud in its own axes, and what to tell the user."""
 
     name: str
     cloud: GaussianCloud
+    axes: Axes
     notes: tuple[str, ...]
 
 
@@ -65,10 +69,15 @@ def load_splats(path: Path, options: ImportOptions) -> Imported:
         OSError: If it cannot be opened.
     """
     try:
-        result = read_splats(path, axes=options.axes, drop_invalid=options.clean)
+        # Not turned here: that is done on the way into the scene, where it costs no copy of the cloud.
+        result = find_reader(path, SHARED_FORMATS).read(path, drop_invalid=options.clean)
     except FormatError as error:
         result = _through_backend(path, options, error)
-    cloud, notes = lower_degree(result.cloud, options.degree), list(result.notes)
+        options = replace(options, axes=None)  # the backend has applied them
+    cloud, notes = result.cloud, list(result.notes)
+    axes = options.axes or result.axes
+    if options.degree < cloud.degree:
+        cloud = lower_degree(cloud, options.degree)
     if result.dropped:
         notes.append(f"{result.dropped} damaged Gaussians left out")
     if options.clean:
@@ -79,7 +88,7 @@ def load_splats(path: Path, options: ImportOptions) -> Imported:
     if options.budget and len(cloud) > options.budget:
         notes.append(f"merged from {len(cloud)} Gaussians")
         cloud = decimate(cloud, options.budget)
-    return Imported(path.stem, body_to_blender_cloud(cloud), tuple(notes))
+    return Imported(path.stem, cloud, axes, tuple(notes))
 
 
 def _through_backend(path: Path, options: ImportOptions, why: FormatError):  # noqa: ANN202 - a ReadResult
@@ -177,16 +186,19 @@ class EFFIGY_OT_import_splats(bpy.types.Operator, ImportHelper):
             ob = insert_cloud(imported, context.collection)
             ob.select_set(True)
             context.view_layer.objects.active = ob
-            notes = "; ".join((f"{len(imported.cloud)} Gaussians", *imported.notes))
+            notes = "; ".join((f"{len(ob.data.points)} Gaussians", *imported.notes))
             self.report({"INFO"}, f"{imported.name}: {notes}")
         return {"FINISHED"}
 
 
 def insert_cloud(imported: Imported, collection: bpy.types.Collection) -> bpy.types.Object:
     """A cloud object with its display."""
-    ob = create_cloud_object(imported.name, imported.cloud, collection)
+    turn = axes_to_blender(imported.axes)
+    ob = create_cloud_object(imported.name, imported.cloud, collection, turn, use_up=True)
     if splat_type() is None:
-        add_display(ob, collection, ViewportDisplay.DISCS)
+        # A disc is a quad of its own: of a large cloud they take several times its memory.
+        few = len(ob.data.points) <= _MOST_DISCS
+        add_display(ob, collection, ViewportDisplay.DISCS if few else ViewportDisplay.POINTS)
         show_splats(ob, not bpy.app.background)
     return ob
 

@@ -76,6 +76,11 @@ def axes_to_body_cloud(cloud: GaussianCloud, axes: Literal["y_up", "y_down", "z_
     return y_down_to_body_cloud(cloud) if axes == "y_down" else blender_to_body_cloud(cloud)
 
 
+def axes_to_blender(axes: Literal["y_up", "y_down", "z_up"]) -> np.ndarray:
+    """[3, 3] rotation from a file's axes to Blender's frame; its transpose is the way back."""
+    return {"y_up": BODY_TO_BLENDER, "y_down": BODY_TO_BLENDER @ Y_DOWN_TO_BODY, "z_up": np.eye(3)}[axes]
+
+
 def body_to_axes_cloud(cloud: GaussianCloud, axes: Literal["y_up", "y_down", "z_up"]) -> GaussianCloud:
     """A cloud of the body frame in a file's axes."""
     if axes == "y_up":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .gaussians import SH_C0, SH_REST_COUNTS, GaussianCloud, matrices_to_wxyz, wxyz_to_matrices
+from .gaussians import SH_C0, SH_REST_COUNTS, GaussianCloud, matrices_to_wxyz, wxyz_product, wxyz_to_matrices
 from .sh import rotate_sh
 
 _BLOCK = 65536
@@ -62,6 +62,8 @@ def transform_cloud(cloud: GaussianCloud, matrix: np.ndarray) -> GaussianCloud:
         ValueError: If the matrix flattens space.
     """
     matrix = np.asarray(matrix, np.float64)
+    if np.array_equal(matrix, np.eye(4)):
+        return cloud
     linear = matrix[:3, :3]
     left, sizes, right = np.linalg.svd(linear)
     if sizes.min() < 1e-9 * max(sizes.max(), 1e-30):
@@ -72,7 +74,7 @@ def transform_cloud(cloud: GaussianCloud, matrix: np.ndarray) -> GaussianCloud:
         scales = cloud.scales_m * np.float32(sizes.mean())
         # An ellipsoid is its own mirror image through its centre.
         proper = turn if np.linalg.det(turn) > 0 else -turn
-        rotations = matrices_to_wxyz(proper @ wxyz_to_matrices(cloud.rotations_wxyz.astype(np.float64)))
+        rotations = wxyz_product(matrices_to_wxyz(proper), cloud.rotations_wxyz)
     else:
         scales, rotations = _transform_ellipsoids(cloud, linear)
     rest = rotate_sh(cloud.sh_rest, turn)
@@ -121,6 +123,8 @@ def merge_clouds(clouds: Sequence[GaussianCloud]) -> GaussianCloud:
     """
     if not clouds:
         raise ValueError("there is nothing to merge")
+    if len(clouds) == 1:
+        return clouds[0]
     count = max(cloud.sh_rest.shape[1] for cloud in clouds)
     rest = [np.pad(cloud.sh_rest, ((0, 0), (0, count - cloud.sh_rest.shape[1]), (0, 0))) for cloud in clouds]
     names = ("positions_m", "scales_m", "rotations_wxyz", "opacities", "sh_dc")

@@ -6,6 +6,9 @@ import numpy as np
 
 from .gaussians import SH_C0, SH_REST_COUNTS
 
+_BLOCK = 8192
+"""Gaussians that are turned at a time: their coefficients stay in the cache."""
+
 
 def sh_basis(directions: np.ndarray, degree: int) -> np.ndarray:
     """Real basis functions at directions.
@@ -89,4 +92,8 @@ def rotate_sh(sh_rest: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     matrix = sh_rotation_matrix(rotation, SH_REST_COUNTS.index(count)).astype(np.float32)
     # All three channels in one product of [N, 3 K] with a matrix that keeps them apart, which BLAS does far faster.
     channels = np.kron(matrix.T, np.eye(3, dtype=np.float32))
-    return (sh_rest.reshape(len(sh_rest), -1) @ channels).reshape(sh_rest.shape)
+    flat = np.ascontiguousarray(sh_rest, np.float32).reshape(len(sh_rest), -1)
+    turned = np.empty_like(flat)
+    for start in range(0, len(flat), _BLOCK):
+        np.matmul(flat[start : start + _BLOCK], channels, out=turned[start : start + _BLOCK])
+    return turned.reshape(sh_rest.shape)
