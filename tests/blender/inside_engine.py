@@ -6,6 +6,7 @@ Writes scene.npz for test_engine.py: the clouds in world space, the cameras in O
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -94,6 +95,8 @@ def main() -> int:
     bpy.data.batch_remove(list(bpy.data.objects))
     blender_addon.register()
     cloud, avatar = make_avatar(20000)
+    # View-dependent colour on a bound cloud: it has to turn with every splat.
+    cloud = replace(cloud, sh_rest=np.random.default_rng(6).normal(0, 0.15, (len(cloud), 8, 3)))
     objects = insert_avatar("posed", cloud, avatar, "WALK")
     ball = create_cloud_object("ball", coloured_ball(3000), bpy.context.scene.collection)
     ball.matrix_world = Matrix.Translation((0.5, -0.2, 1.2)) @ Euler((0.4, 1.1, -0.7)).to_matrix().to_4x4()
@@ -122,6 +125,7 @@ def main() -> int:
     hidden = render(folder / "plate.exr")
     clouds = [evaluated_cloud(objects.cloud), evaluated_cloud(ball)]
     arrays = {f"{name}_{k}": getattr(c, name) for k, c in enumerate(clouds) for name in FIELDS}
+    arrays |= {"rest_turns": cloud.rotations_wxyz, "rest_harmonics": cloud.sh_rest}
     np.savez(folder / "scene.npz", pictures=pictures, w2c=matrices, intrinsics=intrinsics, hidden=hidden, **arrays)
     blender_addon.unregister()
     return 0
