@@ -182,6 +182,7 @@ class EFFIGY_PT_display(_Sidebar, bpy.types.Panel):
         """One button per way."""
         column = self.layout.column(align=True)
         column.operator_enum("effigy.display", "mode")
+        self.layout.operator("effigy.setup_compositing", icon="NODE_COMPOSITING")
 
 
 def _draw_job(box: bpy.types.UILayout, job: Job) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from ..shared.axes import rotate_cloud
 from ..shared.gaussians import SH_REST_COUNTS, GaussianCloud
 from ..shared.sh import sh_rotation_matrix
+from .display import DISPLAY_MODIFIER
 from .node_graph import active, new_geometry_tree
 
 ATTRIBUTE_KEYS = {
@@ -156,18 +157,28 @@ def read_cloud(points: bpy.types.ID) -> GaussianCloud:
 
 
 def upgrade_clouds() -> int:
-    """Give clouds of older files the types that Blender 5.3 draws as splats; returns how many were changed."""
-    kind = splat_type()
-    if kind is None:
-        return 0
+    """Give clouds of older files the attribute types of this Blender, and its splat type where it draws splats.
+
+    Returns:
+        How many were changed.
+    """
+    kind, wanted = splat_type(), base_type()
     changed = 0
     for points in bpy.data.pointclouds:
         base = points.attributes.get("radiance:base")
-        if base is None or points.library is not None or (base.data_type == base_type() and points.type == kind):
+        if base is None or points.library is not None:
             continue
-        write_attributes(points, {"radiance:base": (base_type(), read_attribute(points, "radiance:base"))})
-        points.type = kind
-        changed += 1
+        old_type, old_kind = base.data_type != wanted, kind is not None and points.type != kind
+        if old_type:
+            write_attributes(points, {"radiance:base": (wanted, read_attribute(points, "radiance:base"))})
+        if old_kind:
+            points.type = kind
+        changed += old_type or old_kind
+    for ob in bpy.data.objects if kind is not None else ():
+        display = ob.modifiers.get(DISPLAY_MODIFIER) if ob.type == "POINTCLOUD" and ob.library is None else None
+        if display is not None:
+            # Exactly one display is active: here Blender's own.
+            display.show_viewport = display.show_render = False
     return changed
 
 

@@ -34,5 +34,8 @@ class EFFIGY_OT_setup_compositing(bpy.types.Operator):
         for ob in scene.objects:
             if is_splat_cloud(ob):
                 hide_from_rays(ob)
-        self.report({"INFO"}, f"The scene '{partner.name}' renders the Gaussians; render this scene as before")
+        line = f"The scene '{partner.name}' renders the Gaussians; render this scene as before"
+        if scene.view_settings.view_transform != "Standard":
+            line += ". Their exact colours need the view transform Standard (Render properties, Color Management)"
+        self.report({"INFO"}, line)
         return {"FINISHED"}
