@@ -10,9 +10,11 @@ import os
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
+from .arrays import Array
 from .formats import FormatError
 from .formats.ply import read_ply, write_ply
 from .gaussians import GaussianCloud
@@ -61,33 +63,33 @@ class Avatar:
         photo_size_px: [2] width, height.
     """
 
-    joint_names: np.ndarray
-    parents: np.ndarray
-    joints_m: np.ndarray
-    vertices_m: np.ndarray
-    triangles: np.ndarray
-    uvs: np.ndarray
-    skin_indices: np.ndarray
-    skin_weights: np.ndarray
-    twist_names: np.ndarray
-    twist_parents: np.ndarray
-    twist_sources: np.ndarray
-    twist_factors: np.ndarray
-    shape_key_names: np.ndarray
-    shape_key_offsets_m: np.ndarray
-    bind_triangle: np.ndarray
-    bind_bary: np.ndarray
-    bind_off: np.ndarray
-    bind_qinv: np.ndarray
-    bind_length: np.ndarray
-    betas: np.ndarray
-    body_model: np.ndarray
-    photo_pose: np.ndarray
-    photo_translation_m: np.ndarray
-    photo_actions: np.ndarray
-    photo_w2c: np.ndarray
-    photo_intrinsics_px: np.ndarray
-    photo_size_px: np.ndarray
+    joint_names: Array
+    parents: Array
+    joints_m: Array
+    vertices_m: Array
+    triangles: Array
+    uvs: Array
+    skin_indices: Array
+    skin_weights: Array
+    twist_names: Array
+    twist_parents: Array
+    twist_sources: Array
+    twist_factors: Array
+    shape_key_names: Array
+    shape_key_offsets_m: Array
+    bind_triangle: Array
+    bind_bary: Array
+    bind_off: Array
+    bind_qinv: Array
+    bind_length: Array
+    betas: Array
+    body_model: Array
+    photo_pose: Array
+    photo_translation_m: Array
+    photo_actions: Array
+    photo_w2c: Array
+    photo_intrinsics_px: Array
+    photo_size_px: Array
 
     def __post_init__(self) -> None:
         """Check shapes, indices and names, so that what reads an avatar may rely on them.
@@ -189,12 +191,12 @@ def read_result(folder: str | os.PathLike[str]) -> dict[str, object]:
     """
     path = Path(folder) / "result.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from error
     if not isinstance(result, dict):
         raise BundleError(f"{path} is not a JSON object")
-    return result
+    return cast(dict[str, object], result)
 
 
 def _read_avatar(path: Path) -> Avatar:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from .arrays import Array
 from .gaussians import GaussianCloud, matrices_to_wxyz, wxyz_product
 from .sh import rotate_sh
 
@@ -20,17 +21,17 @@ Y_DOWN_TO_BODY = np.diag([1.0, -1.0, -1.0])
 """[3, 3]: half a turn about X; its own inverse."""
 
 
-def body_to_blender_points(points_m: np.ndarray) -> np.ndarray:
+def body_to_blender_points(points_m: Array) -> Array:
     """Points or vectors [..., 3] from the body frame to Blender's."""
     return points_m @ BODY_TO_BLENDER.T.astype(points_m.dtype)
 
 
-def blender_to_body_points(points_m: np.ndarray) -> np.ndarray:
+def blender_to_body_points(points_m: Array) -> Array:
     """Points or vectors [..., 3] from Blender's frame to the body's."""
     return points_m @ BODY_TO_BLENDER.astype(points_m.dtype)
 
 
-def rotate_cloud(cloud: GaussianCloud, rotation: np.ndarray) -> GaussianCloud:
+def rotate_cloud(cloud: GaussianCloud, rotation: Array) -> GaussianCloud:
     """Rotate a cloud about the origin: centres, orientations and spherical harmonics.
 
     Args:
@@ -76,7 +77,7 @@ def axes_to_body_cloud(cloud: GaussianCloud, axes: Literal["y_up", "y_down", "z_
     return y_down_to_body_cloud(cloud) if axes == "y_down" else blender_to_body_cloud(cloud)
 
 
-def axes_to_blender(axes: Literal["y_up", "y_down", "z_up"]) -> np.ndarray:
+def axes_to_blender(axes: Literal["y_up", "y_down", "z_up"]) -> Array:
     """[3, 3] rotation from a file's axes to Blender's frame; its transpose is the way back."""
     return {"y_up": BODY_TO_BLENDER, "y_down": BODY_TO_BLENDER @ Y_DOWN_TO_BODY, "z_up": np.eye(3)}[axes]
 

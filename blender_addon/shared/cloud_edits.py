@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from .arrays import Array
 from .gaussians import SH_C0, SH_REST_COUNTS, GaussianCloud, matrices_to_wxyz, wxyz_product, wxyz_to_matrices
 from .sh import rotate_sh
 
@@ -41,7 +42,7 @@ class ColourChange:
     saturation: float = 1.0
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
-    def matrix(self) -> tuple[np.ndarray, np.ndarray]:
+    def matrix(self) -> tuple[Array, Array]:
         """Matrix [3, 3] and offset [3] that act on a colour."""
         grey = np.broadcast_to(_REC709, (3, 3))
         colour = self.saturation * np.eye(3) + (1 - self.saturation) * grey
@@ -49,7 +50,7 @@ class ColourChange:
         return linear, np.full(3, 0.5 * (1 - self.contrast))
 
 
-def transform_cloud(cloud: GaussianCloud, matrix: np.ndarray) -> GaussianCloud:
+def transform_cloud(cloud: GaussianCloud, matrix: Array) -> GaussianCloud:
     """Move, turn, scale, shear or mirror a cloud.
 
     Spherical harmonics follow the turn (and the mirroring), which is the orthogonal part of the matrix.
@@ -73,7 +74,7 @@ def transform_cloud(cloud: GaussianCloud, matrix: np.ndarray) -> GaussianCloud:
     if np.ptp(sizes) < 1e-6 * sizes.max():
         scales = cloud.scales_m * np.float32(sizes.mean())
         # An ellipsoid is its own mirror image through its centre.
-        proper = turn if np.linalg.det(turn) > 0 else -turn
+        proper = turn * np.sign(np.linalg.det(turn))
         rotations = wxyz_product(matrices_to_wxyz(proper), cloud.rotations_wxyz)
     else:
         scales, rotations = _transform_ellipsoids(cloud, linear)
@@ -81,7 +82,7 @@ def transform_cloud(cloud: GaussianCloud, matrix: np.ndarray) -> GaussianCloud:
     return replace(cloud, positions_m=positions, scales_m=scales, rotations_wxyz=rotations, sh_rest=rest)
 
 
-def _transform_ellipsoids(cloud: GaussianCloud, linear: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _transform_ellipsoids(cloud: GaussianCloud, linear: Array) -> tuple[Array, Array]:
     """Scales [N, 3] and rotations [N, 4] of A R S: its singular values and left vectors."""
     scales, rotations = np.empty_like(cloud.scales_m), np.empty_like(cloud.rotations_wxyz)
     for start in range(0, len(cloud), _BLOCK):
@@ -93,7 +94,7 @@ def _transform_ellipsoids(cloud: GaussianCloud, linear: np.ndarray) -> tuple[np.
     return np.maximum(scales, np.finfo(np.float32).tiny), rotations
 
 
-def outliers(cloud: GaussianCloud) -> np.ndarray:
+def outliers(cloud: GaussianCloud) -> Array:
     """[N] bool: invisible Gaussians, far floaters, and ones as large as the whole.
 
     They are never worth keeping, and a Blender that draws splats itself quantises all others against their range.
@@ -102,7 +103,7 @@ def outliers(cloud: GaussianCloud) -> np.ndarray:
         return np.zeros(0, bool)
     distance = np.linalg.norm(cloud.positions_m - np.median(cloud.positions_m, axis=0), axis=1)
     reach = float(np.percentile(distance, 99))
-    dead = cloud.opacities < _DEAD
+    dead: Array = cloud.opacities < _DEAD
     if reach <= 0:
         return dead
     return dead | (distance > _FAR * reach) | (cloud.scales_m.max(axis=1) > _HUGE * reach)
@@ -156,7 +157,7 @@ def decimate(cloud: GaussianCloud, budget: int) -> GaussianCloud:
     weight = cloud.opacities.astype(np.float64) * ordered[:, 1] * ordered[:, 2] + 1e-30
     total = np.bincount(cells, weight)
 
-    def mean(values: np.ndarray) -> np.ndarray:
+    def mean(values: Array) -> Array:
         flat = values.reshape(len(values), -1)
         sums = [np.bincount(cells, weight * flat[:, k]) / total for k in range(flat.shape[1])]
         return np.stack(sums, axis=1).reshape(len(total), *values.shape[1:]) if sums else np.zeros((len(total), 0, 3))
@@ -174,18 +175,19 @@ def decimate(cloud: GaussianCloud, budget: int) -> GaussianCloud:
     return GaussianCloud(centre, scales, matrices_to_wxyz(vectors), opacities, mean(cloud.sh_dc), mean(cloud.sh_rest))
 
 
-def _cells_within(positions: np.ndarray, budget: int) -> np.ndarray:
+def _cells_within(positions: Array, budget: int) -> Array:
     """Cell [N] of each point, 0 .. M - 1 with M <= budget, on the finest grid that a bisection finds."""
     low = positions.min(axis=0)
     extent = max(float(np.ptp(positions, axis=0).max()), 1e-12)
-    coarse, fine, best = 0.0, 21.0, np.zeros(len(positions), np.int64)  # log2 of cells along the longest side
+    coarse, fine = 0.0, 21.0  # log2 of cells along the longest side
+    best: Array = np.zeros(len(positions), np.int64)
     for _ in range(18):
         middle = (coarse + fine) / 2
         index = np.floor((positions - low) * (2.0**middle / extent)).astype(np.int64)
         key = (index[:, 0] << 42) | (index[:, 1] << 21) | index[:, 2]
-        found, cells = np.unique(key, return_inverse=True)
-        if len(found) <= budget:
-            coarse, best = middle, cells.reshape(-1)
+        found: tuple[Array, Array] = np.unique(key, return_inverse=True)
+        if len(found[0]) <= budget:
+            coarse, best = middle, found[1].reshape(-1)
         else:
             fine = middle
     return best

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from .arrays import Array
+
 SH_C0 = 0.28209479177387814
 """Constant of the degree-0 spherical harmonic, 1 / (2 sqrt(pi)); colour = SH_C0 * sh_dc + 0.5."""
 
@@ -31,12 +33,12 @@ class GaussianCloud:
         sh_rest: [N, K, 3] higher coefficients, K = 0, 3, 8, 15 or 24.
     """
 
-    positions_m: np.ndarray
-    scales_m: np.ndarray
-    rotations_wxyz: np.ndarray
-    opacities: np.ndarray
-    sh_dc: np.ndarray
-    sh_rest: np.ndarray
+    positions_m: Array
+    scales_m: Array
+    rotations_wxyz: Array
+    opacities: Array
+    sh_dc: Array
+    sh_rest: Array
 
     def __post_init__(self) -> None:
         """Bring the arrays to float32 and check them.
@@ -89,18 +91,18 @@ class GaussianCloud:
         return SH_REST_COUNTS.index(self.sh_rest.shape[1])
 
     @property
-    def colours(self) -> np.ndarray:
+    def colours(self) -> Array:
         """[N, 3] degree-0 colour in display sRGB, clamped to 0..1."""
         return np.clip(self.sh_dc * SH_C0 + 0.5, 0, 1)
 
     @classmethod
     def from_colours(
         cls,
-        positions_m: np.ndarray,
-        scales_m: np.ndarray,
-        rotations_wxyz: np.ndarray,
-        opacities: np.ndarray,
-        colours: np.ndarray,
+        positions_m: Array,
+        scales_m: Array,
+        rotations_wxyz: Array,
+        opacities: Array,
+        colours: Array,
     ) -> GaussianCloud:
         """A cloud of degree 0 from colours [N, 3] in display sRGB."""
         empty = np.zeros((len(positions_m), 0, 3), np.float32)
@@ -109,12 +111,12 @@ class GaussianCloud:
     @classmethod
     def of_checked(
         cls,
-        positions_m: np.ndarray,
-        scales_m: np.ndarray,
-        rotations_wxyz: np.ndarray,
-        opacities: np.ndarray,
-        sh_dc: np.ndarray,
-        sh_rest: np.ndarray,
+        positions_m: Array,
+        scales_m: Array,
+        rotations_wxyz: Array,
+        opacities: Array,
+        sh_dc: Array,
+        sh_rest: Array,
     ) -> GaussianCloud:
         """A cloud without the checks, for a reader that made them block by block while the values were in the cache.
 
@@ -126,13 +128,13 @@ class GaussianCloud:
             object.__setattr__(cloud, field.name, value)
         return cloud
 
-    def select(self, index: np.ndarray) -> GaussianCloud:
+    def select(self, index: Array) -> GaussianCloud:
         """The Gaussians at `index` (boolean [N] or integer indices)."""
         names = ("positions_m", "scales_m", "rotations_wxyz", "opacities", "sh_dc", "sh_rest")
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
-def is_finite(values: np.ndarray) -> bool:
+def is_finite(values: Array) -> bool:
     """Whether all of a contiguous float array is finite; no temporary, and the memory is walked through once."""
     flat = values.reshape(-1)
     for start in range(0, len(flat), _PIECE):
@@ -142,7 +144,7 @@ def is_finite(values: np.ndarray) -> bool:
     return True
 
 
-def wxyz_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def wxyz_product(a: Array, b: Array) -> Array:
     """Hamilton product a b of quaternions [..., 4], w first: rotate by b, then by a."""
     aw, ax, ay, az = np.moveaxis(a, -1, 0)
     bw, bx, by, bz = np.moveaxis(b, -1, 0)
@@ -157,7 +159,7 @@ def wxyz_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     )
 
 
-def wxyz_to_matrices(quaternions: np.ndarray) -> np.ndarray:
+def wxyz_to_matrices(quaternions: Array) -> Array:
     """Rotation matrices [..., 3, 3] of quaternions [..., 4], w first; they are normalised first."""
     q = quaternions / np.linalg.norm(quaternions, axis=-1, keepdims=True)
     w, x, y, z = np.moveaxis(q, -1, 0)
@@ -169,7 +171,7 @@ def wxyz_to_matrices(quaternions: np.ndarray) -> np.ndarray:
     return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def matrices_to_wxyz(matrices: np.ndarray) -> np.ndarray:
+def matrices_to_wxyz(matrices: Array) -> Array:
     """Unit quaternions [..., 4], w first and >= 0, of rotation matrices [..., 3, 3].
 
     Takes the largest of the four candidate components for each matrix, so that no division is by a small number.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from .arrays import Array
 from .gaussians import SH_C0, SH_REST_COUNTS
 
 _BLOCK = 8192
 """Gaussians that are turned at a time: their coefficients stay in the cache."""
 
 
-def sh_basis(directions: np.ndarray, degree: int) -> np.ndarray:
+def sh_basis(directions: Array, degree: int) -> Array:
     """Real basis functions at directions.
 
     Args:
@@ -58,7 +59,7 @@ def sh_basis(directions: np.ndarray, degree: int) -> np.ndarray:
     return np.stack(basis, axis=1)
 
 
-def sh_rotation_matrix(rotation: np.ndarray, degree: int) -> np.ndarray:
+def sh_rotation_matrix(rotation: Array, degree: int) -> Array:
     """[K, K] matrix that rotates the coefficients above degree 0, K = (degree + 1)^2 - 1.
 
     A rotated function is f'(d) = f(R^-1 d); each band is closed under rotation, so the matrix is block diagonal and
@@ -84,7 +85,7 @@ def sh_rotation_matrix(rotation: np.ndarray, degree: int) -> np.ndarray:
     return result
 
 
-def rotate_sh(sh_rest: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+def rotate_sh(sh_rest: Array, rotation: Array) -> Array:
     """Rotate higher coefficients [N, K, 3] by a rotation matrix [3, 3]."""
     count = sh_rest.shape[1]
     if count == 0:

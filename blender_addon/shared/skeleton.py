@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .arrays import Array
+
 _FINGERS = ("index", "middle", "pinky", "ring", "thumb")
 
 JOINT_NAMES: tuple[str, ...] = (
@@ -22,7 +24,7 @@ JOINT_NAMES: tuple[str, ...] = (
 )
 """SMPL-X's 55 joints in SMPL-X's order."""
 
-PARENTS: np.ndarray = np.array(
+PARENTS: Array = np.array(
     [-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 15, 15, 15]
     + [20, 25, 26, 20, 28, 29, 20, 31, 32, 20, 34, 35, 20, 37, 38]
     + [21, 40, 41, 21, 43, 44, 21, 46, 47, 21, 49, 50, 21, 52, 53],
@@ -87,12 +89,12 @@ class BoneRest:
         matrices: [55, 3, 3] bone axes as columns; y runs from head to tail, mirrored bones have mirrored y and z axes.
     """
 
-    heads_m: np.ndarray
-    tails_m: np.ndarray
-    matrices: np.ndarray
+    heads_m: Array
+    tails_m: Array
+    matrices: Array
 
 
-def bone_rest(joints_m: np.ndarray) -> BoneRest:
+def bone_rest(joints_m: Array) -> BoneRest:
     """Heads, tails and axes of the bones.
 
     Args:
@@ -118,7 +120,7 @@ def bone_rest(joints_m: np.ndarray) -> BoneRest:
     return BoneRest(heads, tails, np.stack([np.cross(y, z), y, z], axis=2))
 
 
-def _tail(joint: int, heads: np.ndarray) -> np.ndarray:
+def _tail(joint: int, heads: Array) -> Array:
     name = JOINT_NAMES[joint]
     if name in _LEAF_TAILS_M:
         return heads[joint] + np.array(_LEAF_TAILS_M[name])
@@ -140,17 +142,17 @@ def _tail(joint: int, heads: np.ndarray) -> np.ndarray:
     return heads[joint] + 0.8 * (heads[joint] - heads[PARENTS[joint]])
 
 
-def to_bone_rotation(rotation: np.ndarray, bone_matrix: np.ndarray) -> np.ndarray:
+def to_bone_rotation(rotation: Array, bone_matrix: Array) -> Array:
     """A joint's rotation [..., 3, 3] (body axes) in the bone's own axes: B^-1 R B."""
     return np.swapaxes(bone_matrix, -1, -2) @ rotation @ bone_matrix
 
 
-def from_bone_rotation(rotation: np.ndarray, bone_matrix: np.ndarray) -> np.ndarray:
+def from_bone_rotation(rotation: Array, bone_matrix: Array) -> Array:
     """A bone's local rotation [..., 3, 3] in body axes: B R B^-1; the inverse of `to_bone_rotation`."""
     return bone_matrix @ rotation @ np.swapaxes(bone_matrix, -1, -2)
 
 
-def axis_angle_to_matrices(axis_angle: np.ndarray) -> np.ndarray:
+def axis_angle_to_matrices(axis_angle: Array) -> Array:
     """Rotation matrices [..., 3, 3] of axis-angle vectors [..., 3] in radians (Rodrigues)."""
     vector = np.asarray(axis_angle, np.float64)
     angle = np.linalg.norm(vector, axis=-1, keepdims=True)[..., None]

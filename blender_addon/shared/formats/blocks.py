@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..arrays import Array
 from ..gaussians import GaussianCloud
 from .common import FormatError, refuse_damage
 
@@ -24,13 +25,13 @@ class CloudArrays:
     Whoever fills them leaves unit quaternions and judges every row: `to_cloud` does not look at the values again.
     """
 
-    positions: np.ndarray
-    scales: np.ndarray
-    rotations: np.ndarray
-    opacities: np.ndarray
-    sh_dc: np.ndarray
-    sh_rest: np.ndarray
-    good: np.ndarray
+    positions: Array
+    scales: Array
+    rotations: Array
+    opacities: Array
+    sh_dc: Array
+    sh_rest: Array
+    good: Array
 
     @classmethod
     def empty(cls, count: int, rest_count: int) -> CloudArrays:
@@ -80,7 +81,7 @@ def in_runs(count: int, stride: int, work: Callable[[tuple[int, int], int], None
             job.result()
 
 
-def read_fully(path: Path, file: FileIO, part: np.ndarray) -> None:
+def read_fully(path: Path, file: FileIO, part: Array) -> None:
     """Fill a contiguous array from an unbuffered file.
 
     Raises:

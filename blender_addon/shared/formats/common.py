@@ -15,6 +15,7 @@ from typing import BinaryIO, Literal
 
 import numpy as np
 
+from ..arrays import Array
 from ..gaussians import SH_REST_COUNTS, GaussianCloud
 from ..limits import MAX_SPLATS
 
@@ -99,9 +100,7 @@ def require_bytes(path: Path, available: int, count: int, stride: int, what: str
         raise FormatError(path, f"cut short, {whole} of {count} {what} are there")
 
 
-def valid_rows(
-    positions: np.ndarray, scales: np.ndarray, rotations: np.ndarray, opacities: np.ndarray, *others: np.ndarray
-) -> np.ndarray:
+def valid_rows(positions: Array, scales: Array, rotations: Array, opacities: Array, *others: Array) -> Array:
     """[N] bool: rows that a Gaussian can have, judged on activated values.
 
     Args:
@@ -123,7 +122,7 @@ def valid_rows(
     return good
 
 
-def normalised(rotations: np.ndarray) -> np.ndarray:
+def normalised(rotations: Array) -> Array:
     """Quaternions [N, 4] of length 1; those that have it to float32 precision stay bit for bit."""
     squares = np.einsum("ij,ij->i", rotations, rotations)
     factors = 1.0 / np.sqrt(squares)
@@ -133,12 +132,12 @@ def normalised(rotations: np.ndarray) -> np.ndarray:
 
 def checked_cloud(
     path: Path,
-    positions: np.ndarray,
-    scales: np.ndarray,
-    rotations: np.ndarray,
-    opacities: np.ndarray,
-    sh_dc: np.ndarray,
-    sh_rest: np.ndarray,
+    positions: Array,
+    scales: Array,
+    rotations: Array,
+    opacities: Array,
+    sh_dc: Array,
+    sh_rest: Array,
     *,
     drop_invalid: bool,
 ) -> tuple[GaussianCloud, int]:

@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 
+from ..arrays import Array
 from ..gaussians import SH_C0, SH_REST_COUNTS, GaussianCloud
 from .blocks import CloudArrays, in_runs, read_fully
 from .common import (
@@ -117,7 +118,7 @@ def write_compressed_ply(path: str | os.PathLike[str], cloud: GaussianCloud, *, 
     colours = cloud.sh_dc * np.float32(SH_C0) + np.float32(0.5)
     packed = np.empty((len(cloud), 4), "<u4")
     bounds = np.empty((-(-len(cloud) // CHUNK), 18), "<f4")
-    fractions: list[np.ndarray] = []
+    fractions: list[Array] = []
     for k, values in enumerate((cloud.positions_m, log_scales, colours)):
         low, high = _chunk_bounds(values)
         bounds[:, 6 * k : 6 * k + 3], bounds[:, 6 * k + 3 : 6 * k + 6] = low, high
@@ -186,7 +187,7 @@ def _sh_columns(
     return names, notes
 
 
-def _read_table(path: Path, header: PlyHeader, index: int) -> np.ndarray:
+def _read_table(path: Path, header: PlyHeader, index: int) -> Array:
     element = header.elements[index]
     table = np.empty(element.count, header.dtype(path, element))
     with path.open("rb", buffering=0) as file:
@@ -199,7 +200,7 @@ def _read_run(
     path: Path,
     header: PlyHeader,
     index: dict[str, int],
-    bounds: np.ndarray,
+    bounds: Array,
     coloured: bool,
     sh_columns: tuple[str, ...],
     arrays: CloudArrays,
@@ -224,7 +225,7 @@ def _read_run(
                 _unpack_sh(table, sh_columns, out.sh_rest.reshape(len(part), -1))
 
 
-def _unpack_rows(part: np.ndarray, chunk: np.ndarray, coloured: bool, out: CloudArrays) -> None:
+def _unpack_rows(part: Array, chunk: Array, coloured: bool, out: CloudArrays) -> None:
     with np.errstate(all="ignore"):
         out.positions[:] = _lerp(chunk, _POSITION_BOUNDS, _unpack(part["packed_position"], (11, 10, 11)))
         out.scales[:] = np.exp(_lerp(chunk, _SCALE_BOUNDS, _unpack(part["packed_scale"], (11, 10, 11))))
@@ -236,7 +237,7 @@ def _unpack_rows(part: np.ndarray, chunk: np.ndarray, coloured: bool, out: Cloud
         out.good[:] = valid_rows(out.positions, out.scales, out.rotations, out.opacities, out.sh_dc)
 
 
-def _unpack_sh(table: np.ndarray, columns: tuple[str, ...], out: np.ndarray) -> None:
+def _unpack_sh(table: Array, columns: tuple[str, ...], out: Array) -> None:
     """Bytes to coefficients [M, 3 K]: the ends of the range are exact, the rest is the middle of its step."""
     steps = np.arange(256, dtype=np.float32)
     steps = (steps + 0.5) / 256
@@ -246,14 +247,14 @@ def _unpack_sh(table: np.ndarray, columns: tuple[str, ...], out: np.ndarray) -> 
         out[:, k] = values[table[name]]
 
 
-def _lerp(chunk: np.ndarray, names: tuple[str, ...], fractions: np.ndarray) -> np.ndarray:
+def _lerp(chunk: Array, names: tuple[str, ...], fractions: Array) -> Array:
     """Values [M, 3] between the chunk's lower (names 0..2) and upper (3..5) bounds."""
     low = np.stack([chunk[name] for name in names[:3]], axis=1)
     high = np.stack([chunk[name] for name in names[3:]], axis=1)
     return low * (1 - fractions) + high * fractions
 
 
-def _unpack(packed: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
+def _unpack(packed: Array, bits: tuple[int, ...]) -> Array:
     """Fractions 0..1 [M, len(bits)] of unsigned fields, the first in the highest bits."""
     packed = packed.astype(np.uint32)
     out = np.empty((len(packed), len(bits)), np.float32)
@@ -264,7 +265,7 @@ def _unpack(packed: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
     return out
 
 
-def _pack(fractions: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
+def _pack(fractions: Array, bits: tuple[int, ...]) -> Array:
     packed = np.zeros(len(fractions), np.uint32)
     for k, width in enumerate(bits):
         top = (1 << width) - 1
@@ -273,7 +274,7 @@ def _pack(fractions: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:
     return packed
 
 
-def _unpack_rotations(packed: np.ndarray) -> np.ndarray:
+def _unpack_rotations(packed: Array) -> Array:
     """Quaternions [M, 4], w first, from the place of the largest component and the other three."""
     packed = packed.astype(np.uint32)
     others = (_unpack(packed & np.uint32((1 << 30) - 1), (10, 10, 10)) - 0.5) * np.float32(_SQRT2)
@@ -286,7 +287,7 @@ def _unpack_rotations(packed: np.ndarray) -> np.ndarray:
     return result
 
 
-def _pack_rotations(rotations: np.ndarray) -> np.ndarray:
+def _pack_rotations(rotations: Array) -> Array:
     place = np.abs(rotations).argmax(axis=1)
     signs = np.where(np.take_along_axis(rotations, place[:, None], axis=1) < 0, -1, 1)
     others = np.empty((len(rotations), 3), np.float64)
@@ -296,19 +297,19 @@ def _pack_rotations(rotations: np.ndarray) -> np.ndarray:
     return (place.astype(np.uint32) << np.uint32(30)) | _pack(others * (_SQRT2 / 2) + 0.5, (10, 10, 10))
 
 
-def _chunk_bounds(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _chunk_bounds(values: Array) -> tuple[Array, Array]:
     starts = np.arange(0, len(values), CHUNK)
     return np.minimum.reduceat(values, starts, axis=0), np.maximum.reduceat(values, starts, axis=0)
 
 
-def _between(values: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def _between(values: Array, low: Array, high: Array) -> Array:
     """Where values lie between their chunk's bounds, 0..1; 0 where these are equal."""
     chunk = np.arange(len(values)) // CHUNK
     width = (high - low).astype(np.float64)
     return (values - low[chunk]) / np.where(width > 0, width, 1)[chunk]
 
 
-def _morton_order(positions: np.ndarray) -> np.ndarray:
+def _morton_order(positions: Array) -> Array:
     """Indices that sort points along a Morton curve of 2^21 steps an axis."""
     low, high = positions.min(axis=0), positions.max(axis=0)
     width = np.maximum((high - low).astype(np.float64), 1e-30)

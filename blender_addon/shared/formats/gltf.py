@@ -24,6 +24,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 
+from ..arrays import Array
 from ..gaussians import SH_C0, SH_REST_COUNTS, GaussianCloud, matrices_to_wxyz, wxyz_product, wxyz_to_matrices
 from ..limits import MAX_SPLATS
 from ..sh import rotate_sh
@@ -74,7 +75,7 @@ class _Part:
     opacity: Accessor
     coefficients: tuple[Accessor, ...]
     colour_space: ColourSpace
-    world: np.ndarray  # [4, 4]
+    world: Array  # [4, 4]
 
     @property
     def degree(self) -> int:
@@ -150,7 +151,7 @@ def write_gltf(path: str | os.PathLike[str], cloud: GaussianCloud) -> tuple[str,
         raise FormatError(path, "glTF is written as one binary file only", "choose the suffix .glb")
     cloud, notes = limit_degree(cloud, 3)
     colour = np.concatenate([_srgb_to_linear(cloud.colours), cloud.opacities[:, None]], axis=1)
-    attributes: dict[str, np.ndarray] = {
+    attributes: dict[str, Array] = {
         "POSITION": cloud.positions_m,
         "COLOR_0": np.rint(colour * 65535).astype("<u2"),
         _PREFIX + "ROTATION": cloud.rotations_wxyz[:, [1, 2, 3, 0]],
@@ -170,7 +171,7 @@ def write_gltf(path: str | os.PathLike[str], cloud: GaussianCloud) -> tuple[str,
     return notes
 
 
-def _document(names: list[str], arrays: list[np.ndarray]) -> JsonObject:
+def _document(names: list[str], arrays: list[Array]) -> JsonObject:
     """The JSON of a .glb with one primitive."""
     views: list[JsonObject] = []
     accessors: list[JsonObject] = []
@@ -258,7 +259,7 @@ def _mesh_parts(file: GltfFile, index: int, notes: list[str]) -> list[_Part]:
     return parts
 
 
-def _nodes(file: GltfFile) -> list[tuple[JsonObject, np.ndarray]]:
+def _nodes(file: GltfFile) -> list[tuple[JsonObject, Array]]:
     """Nodes of the scene with their global transforms [4, 4]."""
     scenes = file.list_of(file.json, "scenes")
     if scenes:
@@ -267,9 +268,9 @@ def _nodes(file: GltfFile) -> list[tuple[JsonObject, np.ndarray]]:
         nodes = [file.item("nodes", k) for k in range(len(file.list_of(file.json, "nodes")))]
         children = {str(child) for node in nodes for child in file.list_of(node, "children")}
         roots = [k for k in range(len(nodes)) if str(k) not in children]
-    found: list[tuple[JsonObject, np.ndarray]] = []
+    found: list[tuple[JsonObject, Array]] = []
     seen: set[int] = set()
-    stack: list[tuple[object, np.ndarray]] = [(root, np.eye(4)) for root in reversed(roots)]
+    stack: list[tuple[object, Array]] = [(root, np.eye(4)) for root in reversed(roots)]
     while stack:
         index, parent = stack.pop()
         node = file.item("nodes", index)
@@ -285,8 +286,8 @@ def _nodes(file: GltfFile) -> list[tuple[JsonObject, np.ndarray]]:
     return found
 
 
-def _local(file: GltfFile, node: JsonObject) -> np.ndarray:
-    def numbers(key: str, default: list[float]) -> np.ndarray:
+def _local(file: GltfFile, node: JsonObject) -> Array:
+    def numbers(key: str, default: list[float]) -> Array:
         values = file.list_of(node, key) if key in node else default
         if len(values) != len(default) or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in values):
             raise file.fail(f"a node has a {key} that is not {len(default)} numbers")
@@ -356,7 +357,7 @@ def _coefficient_names(file: GltfFile, attributes: JsonObject) -> list[str]:
     return names + [name for name, _ in _rest_names(degree)]
 
 
-def _check_transform(file: GltfFile, world: np.ndarray) -> None:
+def _check_transform(file: GltfFile, world: Array) -> None:
     """Refuse a global transform that is not a translation, a rotation and positive scales."""
     lengths = np.linalg.norm(world[:3, :3], axis=0)
     good = bool(np.isfinite(world).all() and (lengths > 1e-12).all() and (lengths < 1e12).all())
@@ -425,7 +426,7 @@ def _fill(path: Path, part: _Part, logarithms: bool, out: CloudArrays, start: in
     return int(np.count_nonzero(flat))
 
 
-def _transform(world: np.ndarray, out: CloudArrays) -> None:
+def _transform(world: Array, out: CloudArrays) -> None:
     """Move Gaussians by a global transform: centres, covariances and harmonics."""
     if np.array_equal(world, np.eye(4)):
         return
@@ -456,5 +457,5 @@ def _linear_to_srgb_harmonics(out: CloudArrays) -> None:
     out.sh_rest[:] = out.sh_rest * slope[:, None, :].astype(np.float32)
 
 
-def _srgb_to_linear(colours: np.ndarray) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _srgb_to_linear(colours: Array) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4).astype(np.float32)

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from ..arrays import Array
 from .common import FormatError
 
 JsonObject = dict[str, Any]
@@ -38,7 +39,7 @@ class _Bytes:
     offset: int = 0
     data: bytes = b""
 
-    def read(self, start: int, count: int) -> np.ndarray:
+    def read(self, start: int, count: int) -> Array:
         """Bytes [count] from `start`; the caller has checked that they are there."""
         if self.path is None:
             return np.frombuffer(self.data, np.uint8, count, start)
@@ -67,7 +68,7 @@ class Accessor:
     source: _Bytes
     start: int
 
-    def read(self, path: Path, start: int, stop: int) -> np.ndarray:
+    def read(self, path: Path, start: int, stop: int) -> Array:
         """Values start..stop [stop - start, width], float32, normalised integers by glTF's rules.
 
         Raises:
@@ -280,7 +281,7 @@ def _refuse_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON")
 
 
-def write_glb(path: Path, document: JsonObject, arrays: list[np.ndarray]) -> list[bytes | memoryview]:
+def write_glb(path: Path, document: JsonObject, arrays: list[Array]) -> list[bytes | memoryview]:
     """The parts of a .glb in order: header, JSON, and the arrays, each padded to 4 bytes.
 
     Args:

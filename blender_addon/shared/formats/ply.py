@@ -25,6 +25,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from ..arrays import Array
 from ..gaussians import SH_REST_COUNTS, GaussianCloud, is_finite
 from ..limits import OPACITY_LOGIT_MAX
 from .blocks import CloudArrays, in_runs, read_fully, write_fully
@@ -56,12 +57,12 @@ _AXES_COMMENT = "axes: "
 class _Layout:
     """Columns of the vertex element that make a Gaussian; `rest` is in the cloud's order, (r, g, b) a coefficient."""
 
-    position: np.ndarray
-    scale: np.ndarray
-    rotation: np.ndarray
+    position: Array
+    scale: Array
+    rotation: Array
     opacity: int
-    colour: np.ndarray
-    rest: np.ndarray
+    colour: Array
+    rest: Array
     notes: tuple[str, ...]
 
 
@@ -170,7 +171,7 @@ def _find_columns(path: Path, vertex: PlyElement) -> _Layout:
     if extra:
         rest_notes += (f"ignored properties: {', '.join(extra[:8])}{' ...' if len(extra) > 8 else ''}",)
 
-    def columns(names: tuple[str, ...]) -> np.ndarray:
+    def columns(names: tuple[str, ...]) -> Array:
         return np.array([column[name] for name in names], np.intp)
 
     return _Layout(
@@ -178,7 +179,7 @@ def _find_columns(path: Path, vertex: PlyElement) -> _Layout:
     )
 
 
-def _rest_columns(path: Path, column: dict[str, int], count: int) -> tuple[np.ndarray, tuple[str, ...]]:
+def _rest_columns(path: Path, column: dict[str, int], count: int) -> tuple[Array, tuple[str, ...]]:
     """Columns of f_rest in the cloud's order, and notes; only whole bands count, as in Blender's importer."""
     none = np.empty(0, np.intp)
     per_channel = count // 3
@@ -287,7 +288,7 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[str]:
             yield text
 
 
-def _activate(block: np.ndarray, layout: _Layout, arrays: CloudArrays, start: int, stop: int) -> None:
+def _activate(block: Array, layout: _Layout, arrays: CloudArrays, start: int, stop: int) -> None:
     """Turn rows [M, P] of the file into Gaussians start..stop, and judge which of them are good."""
     rest = arrays.sh_rest[start:stop].reshape(stop - start, -1)
     position, scale, rotation = arrays.positions[start:stop], arrays.scales[start:stop], arrays.rotations[start:stop]
@@ -334,7 +335,7 @@ def _write_run(
             write_fully(file, block.data.cast("B"))
 
 
-def _encode(cloud: GaussianCloud, start: int, rows: np.ndarray) -> None:
+def _encode(cloud: GaussianCloud, start: int, rows: Array) -> None:
     """Fill rows [M, 17 + 3 K] of the file: position, normal (zero), colour, rest, opacity, scale, rotation."""
     part = slice(start, start + len(rows))
     rows[:, :3] = cloud.positions_m[part]
