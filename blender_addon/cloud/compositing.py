@@ -68,9 +68,9 @@ def lay_over(scene: bpy.types.Scene, partner: bpy.types.Scene, layer: str) -> No
         below = output.links[0].from_socket if output.links else _own_picture(tree, scene, layer)
         over = tree.nodes.new("CompositorNodeAlphaOver")
         over.name = over.label = NODE
-        place = output.node.location
-        over.location = (place.x, place.y)
-        output.node.location = (place.x + 250, place.y)
+        x, y = output.node.location
+        over.location = (x, y)
+        output.node.location = (x + 250, y)
         images = [socket for socket in over.inputs if socket.type == "RGBA"]
         tree.links.new(below, images[0])
         tree.links.new(over.outputs[0], output)
