@@ -107,7 +107,6 @@ def begin(out: Path, wanted: Mapping[str, Any], resume: bool, needed_bytes: int 
     while not above.exists():
         parents.append(above)
         above = above.parent
-    _check_space(above, needed_bytes)
     try:
         work.mkdir(parents=True, exist_ok=True)
         lock = _open_lock(work)
@@ -120,7 +119,12 @@ def begin(out: Path, wanted: Mapping[str, Any], resume: bool, needed_bytes: int 
     resumed = resume and read_json(work / _REQUEST) == dict(wanted)
     job = Job(out, work, wanted, resumed, tuple(parents), lock)
     try:
+        # Only now: of a folder that cannot be written it is the right that is missing, not the space.
+        _check_space(work, needed_bytes)
         _prepare(job)
+    except UserError:
+        release(job) if resumed else discard(job)
+        raise
     except OSError as error:
         discard(job)
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder with --out") from error
@@ -133,10 +137,7 @@ def work_folder(out: Path) -> Path:
 
 
 def _check_space(folder: Path, needed_bytes: int) -> None:
-    try:
-        free = shutil.disk_usage(folder).free
-    except OSError:
-        return  # the folder itself is the trouble, which the next step says better
+    free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise UserError(
             f"the disk of {folder} has {free / 1e6:.0f} MB free and the job needs up to {needed_bytes / 1e6:.0f} MB; "
