@@ -10,6 +10,13 @@ from backend.perception.landmarks import PoseObservation, detect_selfie_mask, ex
 _GRABCUT_SIDE_PX = 640
 """Longer side on which the graph cut runs; it takes 0.4 s at 512 px and finds no more detail above that."""
 
+EDGE_ZONE = 0.06
+"""Share of the picture's shorter side within which its edge misleads the networks ..."""
+
+EDGE_DEPTH = 0.04
+"""... and how deep inside the person a pixel lies there to be beyond doubt, of the root of the person's area. On the
+demo's portrait this frees the sleeve of a piece of the flag behind it."""
+
 
 def person_mask(image: np.ndarray, pose: PoseObservation, others: np.ndarray | None = None) -> np.ndarray:
     """Soft mask of one person with what they wear and hold.
@@ -55,7 +62,7 @@ def _graph_cut(image: np.ndarray, likely: np.ndarray, agreed: np.ndarray) -> np.
     trimap = np.full(likely_small.shape, cv2.GC_PR_BGD, np.uint8)
     trimap[likely_small < 0.2] = cv2.GC_BGD
     trimap[likely_small > 0.5] = cv2.GC_PR_FGD
-    trimap[agreed_small > 0.9] = cv2.GC_FGD
+    trimap[_certain(agreed_small)] = cv2.GC_FGD
     if not np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)).any() or not np.isin(trimap, (cv2.GC_BGD, cv2.GC_PR_BGD)).any():
         return likely > 0.5
     cv2.setRNGSeed(0)  # the colour mixtures start from k-means; the same photo gives the same mask
@@ -70,6 +77,17 @@ def _graph_cut(image: np.ndarray, likely: np.ndarray, agreed: np.ndarray) -> np.
     )
     cut = np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.float32)
     return cv2.resize(cut, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _certain(agreed: np.ndarray) -> np.ndarray:
+    """[H, W] bool: person beyond doubt. Near the picture's edge, where networks see one half only, just deep inside."""
+    sure = agreed > 0.9
+    depth = cv2.distanceTransform(np.pad(sure, 1, mode="edge").astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    rows, columns = np.indices(sure.shape)
+    height, width = sure.shape
+    to_edge = np.minimum(np.minimum(rows, height - 1 - rows), np.minimum(columns, width - 1 - columns))
+    near_edge = to_edge < EDGE_ZONE * min(height, width)
+    return sure & (~near_edge | (depth > EDGE_DEPTH * np.sqrt(sure.sum())))
 
 
 def _one_piece(mask: np.ndarray, likely: np.ndarray, pose: PoseObservation) -> np.ndarray:
