@@ -97,3 +97,4 @@ def test_the_saved_file_deforms_in_every_blender_without_the_addon(job: Path, bl
     for label in ("rest", "posed"):
         assert report[label]["position_m"] < 1e-4, report
         assert report[label]["rotation_deg"] < 0.1, report
+        assert report[label]["collapsed"] < 1e-3, report

@@ -58,6 +58,7 @@ def test_the_file_deforms_without_the_addon(saved: Path, blender: str) -> None:
     for label in ("rest", "posed"):
         assert report[label]["position_m"] < 1e-4, report
         assert report[label]["rotation_deg"] < 0.1, report
+        assert report[label]["collapsed"] < 1e-3, report
         assert report[label]["scale_relative"] < 1e-3, report
     assert report["moved_m"] > 0.5, "the pose moved nothing, so the comparison says nothing"
     assert report["walk"]["frames"] >= 20 and report["walk"]["half_cycle_m"] > 0.2
