@@ -11,7 +11,7 @@ import bpy
 from .. import properties, session
 from ..cloud.viewport import show_splats
 from ..link.backend_python import NoBackendError
-from ..link.jobs import ENDED, JobError
+from ..link.jobs import ENDED, REQUEST, Job, JobError
 from ..rig.assemble import insert_avatar
 from ..shared.avatar import BundleError, read_result
 from ..shared.methods import request_from_json, request_to_json
@@ -52,13 +52,17 @@ class EFFIGY_OT_generate(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class EFFIGY_OT_cancel(bpy.types.Operator):
+class _JobOperator:
+    """Acts on one job of the list."""
+
+    job_id: bpy.props.StringProperty(options={"HIDDEN"})  # pyright: ignore[reportInvalidTypeForm]
+
+
+class EFFIGY_OT_cancel(_JobOperator, bpy.types.Operator):
     """Stop this job."""
 
     bl_idname = "effigy.cancel"
     bl_label = "Cancel"
-
-    job_id: bpy.props.StringProperty(options={"HIDDEN"})  # pyright: ignore[reportInvalidTypeForm]
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Ask for it; the panel shows when it has stopped."""
@@ -68,13 +72,11 @@ class EFFIGY_OT_cancel(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class EFFIGY_OT_again(bpy.types.Operator):
+class EFFIGY_OT_again(_JobOperator, bpy.types.Operator):
     """Start this job again; it goes on where it stopped."""
 
     bl_idname = "effigy.again"
     bl_label = "Try Again"
-
-    job_id: bpy.props.StringProperty(options={"HIDDEN"})  # pyright: ignore[reportInvalidTypeForm]
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Queue it; earlier crashes of the backend are forgiven."""
@@ -84,13 +86,11 @@ class EFFIGY_OT_again(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class EFFIGY_OT_dismiss(bpy.types.Operator):
+class EFFIGY_OT_dismiss(_JobOperator, bpy.types.Operator):
     """Take this job off the list. The avatar in the scene stays; it can no longer be relinked to this job's files."""
 
     bl_idname = "effigy.dismiss"
     bl_label = "Dismiss"
-
-    job_id: bpy.props.StringProperty(options={"HIDDEN"})  # pyright: ignore[reportInvalidTypeForm]
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Remove a failed or cancelled job with its folder; of a finished one only the list's entry goes."""
@@ -101,13 +101,11 @@ class EFFIGY_OT_dismiss(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class EFFIGY_OT_open_log(bpy.types.Operator):
+class EFFIGY_OT_open_log(_JobOperator, bpy.types.Operator):
     """Show the job's log in a text editor."""
 
     bl_idname = "effigy.open_log"
     bl_label = "Log"
-
-    job_id: bpy.props.StringProperty(options={"HIDDEN"})  # pyright: ignore[reportInvalidTypeForm]
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Load the log as a text and open a window with it."""
@@ -127,14 +125,12 @@ class EFFIGY_OT_open_log(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class EFFIGY_OT_insert_result(bpy.types.Operator):
+class EFFIGY_OT_insert_result(_JobOperator, bpy.types.Operator):
     """Bring a finished avatar into the scene."""
 
     bl_idname = "effigy.insert_result"
     bl_label = "Generate Avatar"
     bl_options = {"INTERNAL", "UNDO"}
-
-    job_id: bpy.props.StringProperty(options={"HIDDEN"})  # pyright: ignore[reportInvalidTypeForm]
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Insert what was read in the background; it is selected, and remembers what made it."""
@@ -146,7 +142,7 @@ class EFFIGY_OT_insert_result(bpy.types.Operator):
         except (BundleError, ValueError, OSError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
-        objects = insert_avatar(loaded.job.job_id, cloud, avatar, "PHOTO")
+        objects = insert_avatar(photo_name(loaded.job), cloud, avatar, "PHOTO")
         remember(objects.armature, loaded.job.folder / "result", loaded.job.folder / loaded.job.image)
         # The avatar refers to these files: the backend's clean-up leaves folders with this mark alone.
         (loaded.job.folder / "keep").touch()
@@ -323,6 +319,15 @@ def remember(rig: bpy.types.Object, bundle: Path, photo: Path | None) -> None:
     if photo is not None:
         memory = {"method": result.get("method"), "request": result.get("request"), "photo": str(photo)}
         rig[REQUEST_PROPERTY] = json.dumps(memory)
+
+
+def photo_name(job: Job) -> str:
+    """What an artist calls the job's photo: its file name without the ending; the job's id where that is lost."""
+    try:
+        content = json.loads((job.folder / REQUEST).read_text("utf-8"))
+        return Path(str(content["name"])).stem or job.job_id
+    except (OSError, ValueError, KeyError, TypeError):
+        return job.job_id
 
 
 def photo_file(image: bpy.types.Image) -> Path:
