@@ -18,8 +18,6 @@ PACKAGES = (
     "python3-cattr,python3-requests,python3-certifi,xauth,fonts-dejavu-core"
 )
 
-MIRROR = "http://deb.debian.org/debian"
-
 _DEVICES = (("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0))
 
 
@@ -105,7 +103,7 @@ def _make(folder: Path, suite: str) -> str:
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     command = ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", "--components=main"]
     # Signed lists of a suite that moves may have expired by days; the signature itself is still checked.
-    command += ['--aptopt=Acquire::Check-Valid-Until "false"', "--skip=check/empty", suite, str(unfinished), MIRROR]
+    command += ['--aptopt=Acquire::Check-Valid-Until "false"', "--skip=check/empty", suite, str(unfinished)]
     print(f"making a Debian {suite} with Blender, about three minutes ...", flush=True)
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode != 0:
