@@ -30,6 +30,15 @@ class _Sidebar:
     bl_category = "Effigy"
 
 
+class _AvatarPanel(_Sidebar):
+    """Only for an avatar."""
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        """Whether any part of one is active."""
+        return avatar_rig(context) is not None
+
+
 class EFFIGY_PT_main(_Sidebar, bpy.types.Panel):
     """Photo, method, parameters, Generate Avatar."""
 
@@ -76,23 +85,19 @@ class EFFIGY_PT_jobs(_Sidebar, bpy.types.Panel):
         """The newest first."""
         queue = session.current().queue
         assert queue is not None
-        if queue.problem:
-            _lines(self.layout, queue.problem, "ERROR")
+        for problem in (queue.problem, session.current().problem):
+            if problem:
+                _lines(self.layout, problem, "ERROR")
         for job in reversed(queue.jobs):
             _draw_job(self.layout.box(), job)
 
 
-class EFFIGY_PT_avatar(_Sidebar, bpy.types.Panel):
+class EFFIGY_PT_avatar(_AvatarPanel, bpy.types.Panel):
     """What made the active avatar."""
 
     bl_label = "Avatar"
     bl_idname = "EFFIGY_PT_avatar"
     bl_parent_id = "EFFIGY_PT_main"
-
-    @classmethod
-    def poll(cls, context: bpy.types.Context) -> bool:
-        """Only for an avatar."""
-        return avatar_rig(context) is not None
 
     def draw(self, context: bpy.types.Context) -> None:
         """Generators, warnings, and what can be done again."""
@@ -126,17 +131,12 @@ class EFFIGY_PT_files(_Sidebar, bpy.types.Panel):
         column.operator("effigy.export_splats", icon="EXPORT")
 
 
-class EFFIGY_PT_motion(_Sidebar, bpy.types.Panel):
+class EFFIGY_PT_motion(_AvatarPanel, bpy.types.Panel):
     """Motion of the active avatar."""
 
     bl_label = "Motion"
     bl_idname = "EFFIGY_PT_motion"
     bl_parent_id = "EFFIGY_PT_main"
-
-    @classmethod
-    def poll(cls, context: bpy.types.Context) -> bool:
-        """Only for an avatar."""
-        return avatar_rig(context) is not None
 
     def draw(self, context: bpy.types.Context) -> None:
         """Import, copy, export."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import bpy
 
 from . import ADDON_ID
+from .link.backend_python import find_backend_python
 
 
 class EFFIGY_AP_preferences(bpy.types.AddonPreferences):
@@ -48,6 +49,17 @@ def user_folder() -> Path:
     if ADDON_ID.startswith("bl_ext."):
         return Path(bpy.utils.extension_path_user(ADDON_ID, create=True))
     return Path(bpy.utils.user_resource("DATAFILES", path="effigy", create=True))
+
+
+def backend_python(context: bpy.types.Context) -> Path:
+    """The Python that runs the backend: the preferences' choice, else the usual places.
+
+    Raises:
+        NoBackendError: If there is none; one line.
+    """
+    own = preferences(context)
+    given = bpy.path.abspath(own.backend_python) if own is not None and own.backend_python else None
+    return find_backend_python(given, user_folder())
 
 
 def jobs_folder(context: bpy.types.Context) -> Path:

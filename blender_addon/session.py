@@ -14,15 +14,18 @@ import bpy.utils.previews
 from .cloud import engine
 from .cloud.create import splat_type, upgrade_clouds
 from .cloud.viewport import SplatViewport, node_display_for_saving, show_splats
-from .link.backend_python import NoBackendError, backend_command, backend_environment, find_backend_python
+from .link.backend_python import backend_command, backend_environment
 from .link.jobs import Job, JobQueue
 from .link.process import BackendProcess
-from .preferences import jobs_folder, preferences, user_folder
-from .shared.avatar import Avatar, BundleError, read_bundle
+from .preferences import backend_python, jobs_folder, preferences, user_folder
+from .shared.avatar import Avatar, read_bundle
 from .shared.gaussians import GaussianCloud
 
 TICK_S = 0.05
-"""The pipe is looked at this often while there are jobs."""
+"""The pipe is looked at this often while there are jobs ..."""
+
+IDLE_TICK_S = 0.5
+"""... and this often while there are none, so that an idle backend is ended in time."""
 
 
 @dataclass
@@ -40,6 +43,7 @@ class Session:
         viewport: Draws splats; None where Blender draws them itself or has no window.
         queue: The jobs; None until the first is started.
         arriving: Finished jobs on their way into the scene, by id.
+        problem: One line if a finished avatar could not be brought into the scene; else empty.
     """
 
     def __init__(self) -> None:
@@ -47,6 +51,9 @@ class Session:
         self.viewport = SplatViewport() if splat_type() is None and not bpy.app.background else None
         self.queue: JobQueue | None = None
         self.arriving: dict[str, Loaded] = {}
+        self.problem = ""
+        # Blender knows a timer by its object, and `self._tick` is a new one each time that it is asked for.
+        self._timer = self._tick
         self._pool = ThreadPoolExecutor(1, "effigy-read")
         self._doctor: Future[str] | None = None
         self._icons = bpy.utils.previews.new()
@@ -80,8 +87,8 @@ class Session:
             handlers = getattr(bpy.app.handlers, name)
             if handler in handlers:
                 handlers.remove(handler)
-        if bpy.app.timers.is_registered(self._tick):
-            bpy.app.timers.unregister(self._tick)
+        if bpy.app.timers.is_registered(self._timer):
+            bpy.app.timers.unregister(self._timer)
         if self.queue is not None:
             self.queue.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -106,9 +113,9 @@ class Session:
         return self.queue
 
     def _watch(self) -> None:
-        if not bpy.app.timers.is_registered(self._tick):
+        if not bpy.app.timers.is_registered(self._timer):
             # Persistent: loading another file must not leave a running job without its timer.
-            bpy.app.timers.register(self._tick, first_interval=TICK_S, persistent=True)
+            bpy.app.timers.register(self._timer, first_interval=TICK_S, persistent=True)
 
     def forget_backend(self) -> None:
         """Let the next job decide anew, after the preferences changed; nothing happens while jobs run."""
@@ -118,8 +125,7 @@ class Session:
 
     def ask_doctor(self, context: bpy.types.Context) -> None:
         """Run doctor in the background; its lines appear in the preferences."""
-        own = preferences(context)
-        command = backend_command(find_backend_python(own.backend_python if own else None, user_folder()), "doctor")
+        command = backend_command(backend_python(context), "doctor")
         self._doctor = self._pool.submit(_run_doctor, command, backend_environment(user_folder() / "cache"))
         self._watch()
 
@@ -140,15 +146,29 @@ class Session:
             self._doctor = None
         if self.queue is None:
             return None if self._doctor is None else 0.2
-        for job in self.queue.tick():
+        ended = self.queue.tick()
+        for job in ended:
             if job.status == "done":
                 self.arriving[job.job_id] = Loaded(job, self._pool.submit(read_bundle, job.folder / "result"))
-        ready = [job_id for job_id, loaded in self.arriving.items() if loaded.content.done()]
-        for job_id in ready:
-            _insert(job_id)
-            self.arriving.pop(job_id, None)
-        redraw_panels()
-        return TICK_S if self.queue.is_busy() or self.arriving else 0.5
+        for job_id in [job_id for job_id, loaded in self.arriving.items() if loaded.content.done()]:
+            self._insert(job_id)
+        active = self.queue.is_busy() or bool(self.arriving)
+        if active or ended:
+            redraw_panels()
+        return TICK_S if active else IDLE_TICK_S
+
+    def _insert(self, job_id: str) -> None:
+        """Bring a result into the scene as one undo step, in whatever window is there."""
+        windows = bpy.context.window_manager.windows
+        override = {"window": windows[0]} if windows else {}
+        try:
+            with bpy.context.temp_override(**override):
+                bpy.ops.effigy.insert_result("EXEC_DEFAULT", True, job_id=job_id)
+            self.problem = ""
+        except RuntimeError as error:  # what the operator reported; a timer that raises would be the last
+            self.problem = str(error).removeprefix("Error: ").strip()
+        finally:
+            del self.arriving[job_id]
 
     def _loaded(self, *_: object) -> None:
         """Give clouds of older files the types that this Blender draws as splats."""
@@ -178,11 +198,8 @@ def serve_command(context: bpy.types.Context, root: Path) -> list[str]:
     Raises:
         NoBackendError: If there is no Python for it.
     """
-    own = preferences(context)
-    given = bpy.path.abspath(own.backend_python) if own is not None and own.backend_python else None
-    python = find_backend_python(given, user_folder())
     offline = [] if getattr(bpy.app, "online_access", False) else ["--offline"]
-    return backend_command(python, "serve", "--jobs", str(root), "--keep-days", "30", *offline)
+    return backend_command(backend_python(context), "serve", "--jobs", str(root), "--keep-days", "30", *offline)
 
 
 def _run_doctor(command: list[str], environment: dict[str, str]) -> str:
@@ -194,17 +211,6 @@ def _run_doctor(command: list[str], environment: dict[str, str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"the backend does not answer: {error}"
     return done.stdout or done.stderr or "doctor said nothing"
-
-
-def _insert(job_id: str) -> None:
-    """Bring a result into the scene as one undo step, in whatever window is there."""
-    windows = bpy.context.window_manager.windows
-    window = windows[0] if windows else None
-    if window is None:
-        bpy.ops.effigy.insert_result("EXEC_DEFAULT", True, job_id=job_id)
-        return
-    with bpy.context.temp_override(window=window):
-        bpy.ops.effigy.insert_result("EXEC_DEFAULT", True, job_id=job_id)
 
 
 def redraw_panels() -> None:
@@ -249,6 +255,3 @@ def current() -> Session:
         IndexError: If the add-on is not enabled.
     """
     return _sessions[-1]
-
-
-__all__ = ["BundleError", "Loaded", "NoBackendError", "Session", "begin", "current", "end"]

@@ -1,7 +1,7 @@
 """Drawing of splats with the gpu module: several clouds, sorted together, true EWA, blended in display sRGB.
 
-`SplatScene` holds what a picture shows as textures; `draw_splats` draws it into targets of its own. The viewport
-(viewport.py) and the render engine (engine.py) both stand on these two.
+`SplatScene` holds what a picture shows as textures and draws it into whatever frame buffer is bound. The viewport
+(viewport.py) and the render engine (engine.py) both stand on it.
 """
 
 from __future__ import annotations

@@ -315,19 +315,27 @@ class _Link:
 
     @property
     def is_empty(self) -> bool:
+        """Whether nothing waits to be taken."""
         return not self._inbox
 
     def take(self) -> BackendMessage | ProtocolError | None:
+        """The oldest message that has come, or what came instead of one; None if nothing waits."""
         with self._lock:
             return self._inbox.popleft() if self._inbox else None
 
     def send(self, message: ClientMessage) -> None:
+        """Hand a message to the writing thread.
+
+        Raises:
+            ValueError: If it does not fit into a line.
+        """
         try:
             self._outbox.put(protocol.encode(message))
         except ProtocolError as error:
             raise ValueError(str(error)) from error
 
     def close_input(self) -> None:
+        """Let the process see the end of its input once everything is written."""
         self._outbox.put(None)
 
     def close(self) -> None:

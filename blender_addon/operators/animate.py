@@ -57,11 +57,13 @@ class _RetargetOptions:
     )
 
     def settings(self, scene: bpy.types.Scene) -> RetargetSettings:
+        """The options as settings, at the scene's frame rate."""
         fps = scene.render.fps / scene.render.fps_base
         return RetargetSettings(fps, self.speed, self.in_place, self.keep_contacts, self.face_front)
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
+        """Needs an avatar."""
         return avatar_rig(context) is not None
 
 

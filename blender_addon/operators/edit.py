@@ -27,6 +27,7 @@ class _CloudOperator:
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
+        """Needs a selected cloud."""
         return context.mode == "OBJECT" and bool(splat_objects(context))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import bpy
@@ -11,10 +12,10 @@ import bpy
 from .. import properties, session
 from ..cloud.viewport import show_splats
 from ..link.backend_python import NoBackendError
-from ..link.jobs import ENDED, REQUEST, Job, JobError
+from ..link.jobs import ENDED, REQUEST, Job
 from ..rig.assemble import insert_avatar
 from ..shared.avatar import BundleError, read_result
-from ..shared.methods import request_from_json, request_to_json
+from ..shared.methods import Request, request_from_json, request_to_json
 from .animate import avatar_rig
 
 REQUEST_PROPERTY = "effigy_request"
@@ -80,14 +81,18 @@ class EFFIGY_OT_again(_JobOperator, bpy.types.Operator):
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Queue it; earlier crashes of the backend are forgiven."""
-        queue = session.current().jobs(context)
+        try:
+            queue = session.current().jobs(context)
+        except NoBackendError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
         queue.process.forgive()
         queue.again(self.job_id)
         return {"FINISHED"}
 
 
 class EFFIGY_OT_dismiss(_JobOperator, bpy.types.Operator):
-    """Take this job off the list. The avatar in the scene stays; it can no longer be relinked to this job's files."""
+    """Take this job off the list. A finished one leaves its avatar and its files; of any other the files go too."""
 
     bl_idname = "effigy.dismiss"
     bl_label = "Dismiss"
@@ -139,13 +144,15 @@ class EFFIGY_OT_insert_result(_JobOperator, bpy.types.Operator):
             return {"CANCELLED"}
         try:
             cloud, avatar = loaded.content.result()
+            result = read_result(loaded.job.folder / "result")
+            # The avatar will refer to these files: the backend's clean-up leaves folders with this mark alone.
+            (loaded.job.folder / "keep").touch()
         except (BundleError, ValueError, OSError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
         objects = insert_avatar(photo_name(loaded.job), cloud, avatar, "PHOTO")
-        remember(objects.armature, loaded.job.folder / "result", loaded.job.folder / loaded.job.image)
-        # The avatar refers to these files: the backend's clean-up leaves folders with this mark alone.
-        (loaded.job.folder / "keep").touch()
+        remember(objects.armature, loaded.job.folder / "result", result)
+        remember_request(objects.armature, result, loaded.job.folder / loaded.job.image)
         show_splats(objects.cloud, not bpy.app.background)
         return {"FINISHED"}
 
@@ -167,11 +174,9 @@ class EFFIGY_OT_regenerate(bpy.types.Operator):
         rig = avatar_rig(context)
         assert rig is not None
         try:
-            memory = json.loads(rig[REQUEST_PROPERTY])
-            request = request_from_json(memory["method"], memory["request"])
-            jobs = session.current().jobs(context)
-            jobs.submit(memory["method"], request_to_json(request), Path(memory["photo"]))
-        except (ValueError, KeyError, JobError, NoBackendError) as error:
+            method, request, photo = remembered_request(rig)
+            session.current().jobs(context).submit(method, request_to_json(request), photo)
+        except (ValueError, NoBackendError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
         return {"FINISHED"}
@@ -194,13 +199,12 @@ class EFFIGY_OT_use_settings(bpy.types.Operator):
         rig = avatar_rig(context)
         assert rig is not None
         try:
-            memory = json.loads(rig[REQUEST_PROPERTY])
-            request = request_from_json(memory["method"], memory["request"])
-            context.scene.effigy.image = bpy.data.images.load(memory["photo"], check_existing=True)
-        except (ValueError, KeyError, RuntimeError) as error:
+            method, request, photo = remembered_request(rig)
+            context.scene.effigy.image = bpy.data.images.load(str(photo), check_existing=True)
+        except (ValueError, RuntimeError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
-        properties.show_request(context.scene.effigy, memory["method"], request)
+        properties.show_request(context.scene.effigy, method, request)
         return {"FINISHED"}
 
 
@@ -228,7 +232,7 @@ class EFFIGY_OT_relink(bpy.types.Operator):
         rig, folder = avatar_rig(context), Path(bpy.path.abspath(self.directory))
         assert rig is not None
         try:
-            remember(rig, folder, None)
+            remember(rig, folder, read_result(folder))
         except BundleError as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
@@ -303,22 +307,31 @@ class EFFIGY_OT_doctor(bpy.types.Operator):
         return {"FINISHED"}
 
 
-def remember(rig: bpy.types.Object, bundle: Path, photo: Path | None) -> None:
-    """Write onto an armature what made it.
+def remember(rig: bpy.types.Object, bundle: Path, result: Mapping[str, object]) -> None:
+    """Write onto an armature where its bundle is and, from the bundle's result.json, what made it."""
+    generators, warnings = result.get("generators"), result.get("warnings")
+    rig[BUNDLE_PROPERTY] = str(bundle)
+    rig["effigy_made_by"] = ", ".join(str(name) for name in generators) if isinstance(generators, list) else ""
+    rig["effigy_warnings"] = json.dumps(warnings if isinstance(warnings, list) else [])
+
+
+def remember_request(rig: bpy.types.Object, result: Mapping[str, object], photo: Path) -> None:
+    """Write onto an armature what it takes to make it again."""
+    memory = {"method": result.get("method"), "request": result.get("request"), "photo": str(photo)}
+    rig[REQUEST_PROPERTY] = json.dumps(memory)
+
+
+def remembered_request(rig: bpy.types.Object) -> tuple[str, Request, Path]:
+    """Method, request and photo that `remember_request` wrote.
 
     Raises:
-        BundleError: If the folder has no result.json.
+        ValueError: If they are damaged, or of a version with other parameters; one line.
     """
-    result = read_result(bundle)
-    rig[BUNDLE_PROPERTY] = str(bundle)
-    generators = result.get("generators")
-    names = [str(g.get("name", "")) if isinstance(g, dict) else str(g) for g in generators or ()]
-    warnings = result.get("warnings")
-    rig["effigy_made_by"] = ", ".join(names)
-    rig["effigy_warnings"] = json.dumps(warnings if isinstance(warnings, list) else [])
-    if photo is not None:
-        memory = {"method": result.get("method"), "request": result.get("request"), "photo": str(photo)}
-        rig[REQUEST_PROPERTY] = json.dumps(memory)
+    try:
+        memory = json.loads(rig[REQUEST_PROPERTY])
+        return memory["method"], request_from_json(memory["method"], memory["request"]), Path(memory["photo"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{rig.name} no longer says how it was made; choose its photo and generate anew") from error
 
 
 def photo_name(job: Job) -> str:
@@ -339,9 +352,16 @@ def photo_file(image: bpy.types.Image) -> Path:
     path = Path(bpy.path.abspath(image.filepath, library=image.library)) if image.filepath else None
     if path is not None and path.is_file() and not image.is_dirty and image.packed_file is None:
         return path
-    folder = Path(tempfile.mkdtemp(prefix="effigy-"))
+    # Blender removes its temporary folder at exit; the job takes its copy in the background.
+    folder = Path(tempfile.mkdtemp(prefix="effigy-", dir=bpy.app.tempdir))
     target = folder / (bpy.path.clean_name(image.name) + ".png")
+    if "save_copy" in bpy.types.Image.bl_rna.functions["save"].parameters:
+        image.save(filepath=str(target), save_copy=True)
+        return target
+    unsaved = image.is_dirty
     image.save(filepath=str(target))
+    if unsaved:
+        image.pixels[0] = image.pixels[0]  # Blender 4.2 counts it as saved now; the artist's own file is not
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +15,21 @@ from bpy_extras.io_utils import ImportHelper
 from ..cloud.create import create_cloud_object, splat_type
 from ..cloud.display import ViewportDisplay, add_display
 from ..cloud.viewport import show_splats
-from ..link.backend_python import NoBackendError, backend_command, backend_environment, find_backend_python
+from ..link.backend_python import NoBackendError, backend_command, backend_environment
+from ..preferences import backend_python
 from ..shared.axes import axes_to_blender
 from ..shared.cloud_edits import decimate, lower_degree, outliers
 from ..shared.formats import SHARED_FORMATS, FormatError, find_reader, read_splats
-from ..shared.formats.common import Axes
+from ..shared.formats.common import Axes, ReadResult
 from ..shared.gaussians import GaussianCloud
 
 SUFFIXES = (*(suffix for row in SHARED_FORMATS for suffix in row.suffixes), ".sog")
 
 _MOST_DISCS = 200_000
 """Larger clouds show their bare points where splats cannot be drawn."""
+
+_BACKEND_SUFFIXES = (".sog", ".spz")
+"""What the backend reads and Blender's Python may not: WebP, and the zstd of SPZ 4."""
 
 _AXES = [
     ("AUTO", "Automatic", "What the file says, else what is usual for the format"),
@@ -43,12 +48,14 @@ class ImportOptions:
         degree: Highest degree of spherical harmonics that is kept.
         budget: Most Gaussians, 0 for all.
         clean: Leave out damaged, invisible and far ones.
+        backend: Python of the backend for formats that need it; None where there is none.
     """
 
     axes: Axes | None = None
     degree: int = 3
     budget: int = 0
     clean: bool = True
+    backend: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -91,23 +98,34 @@ def load_splats(path: Path, options: ImportOptions) -> Imported:
     return Imported(path.stem, cloud, axes, tuple(notes))
 
 
-def _through_backend(path: Path, options: ImportOptions, why: FormatError):  # noqa: ANN202 - a ReadResult
-    """Formats whose decoder Blender's Python lacks are converted by the backend, where there is one."""
+def _backend_or_none(context: bpy.types.Context) -> Path | None:
     try:
-        python = find_backend_python()
+        return backend_python(context)
     except NoBackendError:
-        raise why from None
+        return None  # most formats need none; a file that does says so
+
+
+def _through_backend(path: Path, options: ImportOptions, why: FormatError) -> ReadResult:
+    """Formats whose decoder Blender's Python may lack are converted by the backend, where there is one.
+
+    Raises:
+        FormatError: `why` where the backend cannot help, else what the backend says.
+    """
+    if path.suffix.lower() not in _BACKEND_SUFFIXES or options.backend is None:
+        raise why
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder) / "converted.ply"
         arguments = ["convert", str(path), str(plain), "--axes", "y_up"]
         arguments += ["--from-axes", options.axes] if options.axes else []
         arguments += ["--drop-invalid"] if options.clean else []
         done = subprocess.run(
-            backend_command(python, *arguments),
+            backend_command(options.backend, *arguments),
             capture_output=True, text=True, encoding="utf-8", errors="replace", env=backend_environment(), check=False,
         )  # fmt: skip
         if done.returncode != 0 or not plain.is_file():
-            raise why
+            said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.startswith("error: ")]
+            defect = said[-1].removeprefix(f"{path.name}: ") if said else "the backend cannot convert it"
+            raise FormatError(path, defect, "or export it as PLY from where it was made") from why
         return read_splats(plain, axes="y_up").noting("converted by the backend")
 
 
@@ -144,7 +162,8 @@ class EFFIGY_OT_import_splats(bpy.types.Operator, ImportHelper):
         """Read: in the background while there is a window, at once without one."""
         folder = Path(bpy.path.abspath(self.directory or "."))
         paths = [folder / item.name for item in self.files if item.name] or [Path(bpy.path.abspath(self.filepath))]
-        options = ImportOptions(None if self.axes == "AUTO" else self.axes, self.degree, self.budget, self.clean)
+        axes = None if self.axes == "AUTO" else self.axes
+        options = ImportOptions(axes, self.degree, self.budget, self.clean, _backend_or_none(context))
         if bpy.app.background or context.window is None:
             return self._finish(context, lambda: [load_splats(path, options) for path in paths])
         self._pool = ThreadPoolExecutor(1, "effigy-import")
@@ -174,7 +193,7 @@ class EFFIGY_OT_import_splats(bpy.types.Operator, ImportHelper):
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _finish(self, context: bpy.types.Context, read) -> set[str]:  # noqa: ANN001 - () -> list[Imported]
+    def _finish(self, context: bpy.types.Context, read: Callable[[], list[Imported]]) -> set[str]:
         try:
             clouds = read()
         except (FormatError, OSError, MemoryError) as error:

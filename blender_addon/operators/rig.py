@@ -33,9 +33,11 @@ class _Snap:
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
+        """Needs an avatar with limbs that switch."""
         return has_limbs(avatar_rig(context))
 
     def snap(self, context: bpy.types.Context, ik: bool) -> set[str]:
+        """Switch the chosen limbs to IK or FK; what is seen stays."""
         rig = avatar_rig(context)
         assert rig is not None
         limbs = [limb for limb in LIMBS if self.limb in ("ALL", limb.name)]

@@ -6,8 +6,10 @@ Each answer is a JSON line; the assertions are in the test.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,14 @@ import numpy as np
 from bpy_extras.object_utils import world_to_camera_view
 
 import blender_addon
+from blender_addon import session
 from blender_addon.cloud.create import create_cloud_object, read_attribute, read_cloud
 from blender_addon.cloud.display import add_display
 from blender_addon.cloud.edit import posed_cloud
+from blender_addon.link.jobs import Job
+from blender_addon.operators.generate import photo_file, remembered_request
 from blender_addon.rig.assemble import insert_avatar
+from blender_addon.shared.avatar import read_bundle
 from blender_addon.shared.formats import write_splats
 from blender_addon.shared.gaussians import GaussianCloud
 from blender_addon.shared.skeleton import BONE_NAMES
@@ -262,6 +268,54 @@ def splat_files(folder: Path) -> dict[str, Any]:
         answer["refused"] = str(error)
     blender_addon.unregister()
     return answer | {"counts": counts, "finished": [result == {"FINISHED"} for result in results]}
+
+
+def arrival(folder: Path) -> dict[str, Any]:
+    """Finished jobs come into the scene by the timer; one whose files are damaged is said and stops nothing."""
+    os.environ["EFFIGY_BACKEND_PYTHON"] = sys.executable
+    blender_addon.register()
+    running = session.current()
+    queue = running.jobs(bpy.context)
+    running.jobs(bpy.context)
+    answer: dict[str, Any] = {"ticks": bpy.app.timers.is_registered(running._timer), "before": len(bpy.data.objects)}
+    for name in ("whole", "damaged"):
+        place = folder / name
+        write_synthetic_bundle(place / "result", 300)
+        (place / "request.json").write_text(json.dumps({"name": "holiday photo.jpg"}))
+        made = {"method": "body", "request": {"preset": "fast"}, "generators": ["photo only"], "warnings": ["dark"]}
+        (place / "result" / "result.json").write_text(json.dumps(made) if name == "whole" else "{")
+        content: Future[Any] = Future()
+        content.set_result(read_bundle(place / "result"))
+        job = Job(name, place, "body", {}, "input.png", "done")
+        running.arriving[name] = session.Loaded(job, content)
+        again = running._timer()
+        rigs = [ob for ob in bpy.data.objects if ob.type == "ARMATURE"]
+        answer[name] = {
+            "rigs": [ob.name for ob in rigs], "problem": running.problem, "waiting": len(running.arriving),
+            "again": again, "kept": (place / "keep").is_file(),
+        }  # fmt: skip
+    answer["made_by"] = rigs[0]["effigy_made_by"]
+    bpy.context.view_layer.objects.active = rigs[0]
+    answer["request"] = [str(part) for part in remembered_request(rigs[0])]
+    timer = running._timer
+    blender_addon.unregister()
+    return answer | {"jobs": len(queue.jobs), "ticks_after": bpy.app.timers.is_registered(timer)}
+
+
+def painted_photo(folder: Path) -> dict[str, Any]:
+    """A picture with unsaved paint is used as it looks, and stays unsaved."""
+    blender_addon.register()
+    path = folder / "photo.png"
+    picture = bpy.data.images.new("photo", 8, 8)
+    picture.save(filepath=str(path))
+    image = bpy.data.images.load(str(path))
+    untouched = str(photo_file(image))
+    image.pixels[0] = 1.0
+    written = photo_file(image)
+    red = bpy.data.images.load(str(written)).pixels[0]
+    state = {"path": image.filepath, "unsaved": image.is_dirty, "red": red, "untouched": untouched}
+    blender_addon.unregister()
+    return state | {"written": str(written), "original": str(path)}
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ pytestmark = pytest.mark.blender
 def ask(question: str, folder: Path, blender: str = "this") -> dict[str, Any]:
     script = Path(__file__).parent / "inside_blender.py"
     command = [find_blender(blender), str(script), question, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # The user's own settings, jobs and extensions are none of a test's business.
+    environment = os.environ | {"BLENDER_USER_RESOURCES": str(folder)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     answer = next(line for line in done.stdout.splitlines() if line.startswith("ANSWER "))
     return json.loads(answer.removeprefix("ANSWER "))
@@ -140,3 +143,24 @@ def test_splat_files_in_edited_and_out_again(tmp_path: Path, blender: str) -> No
     assert answer["faintest"] >= 0.5 and 1 <= answer["left"] <= 50 and answer["display"] == ["Display"]
     assert answer["still_bound"] < 1e-6, "what is left no longer follows the rig"
     assert "broken.spz" in answer["refused"]
+
+
+@pytest.mark.parametrize("blender", BLENDERS)
+def test_a_finished_job_arrives_and_a_damaged_one_is_said(tmp_path: Path, blender: str) -> None:
+    answer = ask("arrival", tmp_path, blender)
+    assert answer["ticks"] and not answer["ticks_after"], "the timer outlives the add-on, or never ran"
+    whole, damaged = answer["whole"], answer["damaged"]
+    assert whole["rigs"] == ["holiday photo"] and whole["problem"] == "" and whole["kept"]
+    assert damaged["rigs"] == whole["rigs"], "half of a damaged result is in the scene"
+    assert "result.json" in damaged["problem"] and "Traceback" not in damaged["problem"]
+    assert whole["waiting"] == damaged["waiting"] == 0 and damaged["again"] is not None, "the queue has stopped"
+    assert answer["made_by"] == "photo only" and answer["request"][0] == "body"
+    assert answer["request"][2].endswith("input.png")
+
+
+@pytest.mark.parametrize("blender", BLENDERS)
+def test_a_painted_picture_stays_the_artists(tmp_path: Path, blender: str) -> None:
+    answer = ask("painted_photo", tmp_path, blender)
+    assert answer["untouched"] == answer["original"], "a picture on disk is used as it is"
+    assert answer["written"] != answer["original"] and answer["red"] > 0.9
+    assert answer["unsaved"] and answer["path"] == answer["original"]

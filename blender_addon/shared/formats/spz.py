@@ -112,6 +112,7 @@ class _Header:
     table_offset: int = 0
 
     def sizes(self) -> tuple[int, ...]:
+        """Bytes of each unpacked stream."""
         return stream_sizes(self.count, self.degree, self.version)
 
 
