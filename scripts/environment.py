@@ -22,10 +22,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = (3, 11)  # the bpy wheel is built for this one only
-NEEDED_BYTES = 5_000_000_000  # the finished environment has 3.3 GB; wheels are unpacked beside it
+NEEDED_BYTES = 6_000_000_000  # the finished environment has 3.5 GB; wheels are unpacked beside it
 STAMP = "effigy-stamp.json"
 IMPORTS = {
     "cpu": ("numpy", "scipy", "PIL", "numba", "cv2", "torch", "mediapipe", "zstandard", "safetensors"),
+    "diffusion": ("diffusers", "transformers", "peft", "accelerate", "ftfy", "insightface"),
     "blender": ("bpy",),
     "dev": ("pytest", "smplx", "hypothesis", "gsplat"),
     "bpy42": ("bpy",),
@@ -44,7 +45,7 @@ LEAKS = (
 AGAIN = "then run the same command again"
 OFFLINE = f"the package index cannot be reached: check the network, {AGAIN}"
 REASONS = (
-    ("No space left on device", f"the disk is full: free 5 GB, {AGAIN}"),
+    ("No space left on device", f"the disk is full: free 6 GB, {AGAIN}"),
     ("Permission denied", f"a file may not be written: see who owns the folder, {AGAIN}"),
     ("Temporary failure in name resolution", OFFLINE),
     ("Failed to establish a new connection", OFFLINE),

@@ -20,7 +20,7 @@ def main() -> int:
     arguments = sys.argv[1:]
     real_blender = "--real-blender" in arguments
     arguments = [argument for argument in arguments if argument != "--real-blender"]
-    python = str(environment.ready("cpu", "blender", "dev"))
+    python = str(environment.ready("cpu", "diffusion", "blender", "dev"))
     for blender in environment.OTHER_BLENDERS:
         environment.ready_other_blender(blender)
     settings = environment.clean_environment() | ONE_THREAD
