@@ -141,8 +141,8 @@ class NoiseSchedule:
     """The forward process z_t = alpha_t z_0 + sigma_t eps, variance preserving.
 
     Attributes:
-        alphas: float32 [T], square root of the cumulative product.
-        sigmas: float32 [T], sqrt(1 - alphas^2).
+        alphas: [T], square root of the cumulative product; float64 where the device has it, else float32.
+        sigmas: [T], sqrt(1 - alphas^2).
         prediction: What the network itself predicts; `Denoiser.predict` always returns the noise.
     """
 
@@ -150,26 +150,36 @@ class NoiseSchedule:
     sigmas: Tensor
     prediction: Literal["epsilon", "v"]
 
+    @property
+    def steps(self) -> int:
+        """T, the number of time steps."""
+        return len(self.alphas)
+
 
 @dataclass(frozen=True)
 class Conditions:
     """What the noise prediction depends on; a batch of B latents.
 
+    Texts and pictures are embedded once, beforehand, so that the encoders need not stay in memory.
+
     Attributes:
         text: [B, L, D] embedding of the prompt.
-        pooled_identity: [B, K, D] image tokens of the face adapter, or None.
+        image_tokens: [B, K, D] tokens of a face or of a reference picture, or None.
+        image_scale: How much the image tokens count, one number or [B].
         control_images: One [B, 3, H, W] in 0..1 per control network, in the order of the denoiser's own.
         control_scales: One factor per control network, each a number or [B].
         cameras: [B, 4, 4] camera to world of multi-view models (their axes), or None.
-        image: [B, 3, H, W] in 0..1: the reference of image-conditioned multi-view models, or None.
+        image_latents: [G, C, h, w] of the reference picture of image-conditioned multi-view models, one per group of
+            views, or None.
     """
 
     text: Tensor
-    pooled_identity: Tensor | None = None
+    image_tokens: Tensor | None = None
+    image_scale: float | Tensor = 1.0
     control_images: tuple[Tensor, ...] = ()
     control_scales: tuple[float | Tensor, ...] = ()
     cameras: Tensor | None = None
-    image: Tensor | None = None
+    image_latents: Tensor | None = None
 
 
 class Denoiser(Generator, Protocol):
