@@ -1,0 +1,153 @@
+"""The folder of models on this machine: what is installed, where it lies, and whether it is still what was locked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from backend.diffusion import gate, registry
+from backend.diffusion.lock import Lock, check, read_lock
+from backend.diffusion.registry import ModelRow
+from backend.errors import MODEL_MISSING, UserError
+
+if TYPE_CHECKING:
+    from backend.diffusion.interfaces import Source
+
+Storage = Literal["published", "bf16", "int8"]
+"""How the weights of a folder are stored: as they were published, or converted once by `models convert`."""
+
+FOLDER = "EFFIGY_MODELS"
+"""Environment variable with the folder of models."""
+
+
+def default_folder(environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
+    """The folder of models: the variable EFFIGY_MODELS, else effigy/models in the user's data folder."""
+    if environment.get(FOLDER):
+        return Path(environment[FOLDER]).expanduser()
+    home = Path.home()
+    if platform == "win32":
+        data = Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local")
+    elif platform == "darwin":
+        data = home / "Library" / "Application Support"
+    else:
+        data = Path(environment.get("XDG_DATA_HOME") or home / ".local" / "share")
+    return data / "effigy" / "models"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The folder of models.
+
+    Attributes:
+        root: One folder per model inside, named by its id (converted ones: id@bf16, id@int8), its lock beside it.
+    """
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> Weights:
+        """The user's folder of models."""
+        return cls(default_folder())
+
+    def place(self, model_id: str, storage: Storage = "published") -> Path:
+        """Where a model lies or would lie, there or not.
+
+        Raises:
+            UserError: If there is no such model.
+        """
+        name = registry.row(model_id).id
+        return self.root / (name if storage == "published" else f"{name}@{storage}")
+
+    def lock(self, model_id: str, storage: Storage = "published") -> Lock | None:
+        """What was locked when it was installed; None if it is not."""
+        return read_lock(self.place(model_id, storage))
+
+    def installed(self, model_id: str, storage: Storage | None = None) -> bool:
+        """Whether a model is there (unread: `folder` looks closer); with no storage given, in any."""
+        kinds: tuple[Storage, ...] = ("published", "bf16", "int8") if storage is None else (storage,)
+        return any(self.lock(model_id, kind) is not None and self.place(model_id, kind).is_dir() for kind in kinds)
+
+    def folder(self, model_id: str, storage: Storage | None = None) -> Path:
+        """The folder of an installed model in its published layout, held against its lock and passed by the gate.
+
+        Args:
+            model_id: Row of the registry.
+            storage: Which one; None takes what was converted to bf16 if it is there, else the published one.
+
+        Raises:
+            UserError: NO_MODEL if it is not installed, BAD_MODEL if a file changed; both name the command that helps.
+        """
+        row = registry.row(model_id)
+        kinds: tuple[Storage, ...] = ("bf16", "published") if storage is None else (storage,)
+        for kind in kinds:
+            folder = self.place(model_id, kind)
+            lock = read_lock(folder)
+            if lock is not None and folder.is_dir():
+                _hold(row, folder, lock)
+                return folder
+        raise UserError(missing(row, storage), MODEL_MISSING)
+
+    def source(self, model_id: str) -> Source:
+        """What goes into result.json about a model; its revision is what was locked, or the registry's."""
+        from backend.diffusion.interfaces import Source  # knows torch, which listing models does not need
+
+        row = registry.row(model_id)
+        locks = (self.lock(model_id, kind) for kind in ("published", "bf16", "int8"))
+        revision = next((lock.revision for lock in locks if lock is not None), row.revision or "")
+        return Source(row.title, revision, row.licence, row.commercial)
+
+
+def missing(row: ModelRow, storage: Storage | None = None) -> str:
+    """One line: a model is not there, and the command that brings it."""
+    if storage in ("bf16", "int8"):
+        step = f"run: python -m backend models convert {row.id} --to {storage}"
+    elif row.fetchable:
+        step = f"run: python -m backend models fetch {row.id}"
+    else:
+        where = row.licence_url or "see its note"
+        step = f"get it yourself ({where}) and run: python -m backend models import {row.id} FOLDER"
+    return f"the model {row.id} ({row.title}) is not installed; {step}"
+
+
+def _hold(row: ModelRow, folder: Path, lock: Lock) -> None:
+    again = f"run: python -m backend models {'fetch' if row.fetchable else 'import'} {row.id}"
+    if row.revision and lock.origin == "hub" and lock.revision != row.revision:
+        text = f"{row.id} is installed at commit {lock.revision[:12]}, but {row.revision[:12]} is wanted; {again}"
+        raise UserError(text, MODEL_MISSING, "BAD_MODEL")
+    if wrong := check(folder, lock):
+        raise UserError(f"the model {row.id} is damaged: {wrong[0]}; {again}", MODEL_MISSING, "BAD_MODEL")
+    gate.check_folder(folder, onnx=row.role == "identity")
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One model that is there.
+
+    Attributes:
+        row: What is known of it.
+        storage: How its weights are stored.
+        bytes: On the disk.
+        lock: What was locked.
+    """
+
+    row: ModelRow
+    storage: Storage
+    bytes: int
+    lock: Lock
+
+
+def installed_models(root: Path | None = None) -> tuple[Installed, ...]:
+    """All models that are there, in the registry's order; nothing is read but the locks."""
+    weights = Weights(root or default_folder())
+    found = []
+    kinds: tuple[Storage, ...] = ("published", "bf16", "int8")
+    for row in registry.ROWS:
+        for kind in kinds:
+            lock = weights.lock(row.id, kind)
+            if lock is not None and weights.place(row.id, kind).is_dir():
+                found.append(Installed(row, kind, lock.total_bytes, lock))
+    return tuple(found)
