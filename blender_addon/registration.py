@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import bpy
 
-from . import panels, preferences, properties, rig_panels, session
+from . import edit_panels, panels, preferences, properties, rig_panels, session
 from .cloud import engine
-from .operators import animate, composite, display, edit, export_splats, generate, import_avatar, import_splats, rig
+from .operators import (
+    animate,
+    composite,
+    crop_box,
+    display,
+    edit,
+    export_avatar,
+    export_splats,
+    generate,
+    import_avatar,
+    import_splats,
+    rig,
+)
 
 _CLASSES: tuple[type, ...] = (
     *properties.classes(),
@@ -29,7 +41,14 @@ _CLASSES: tuple[type, ...] = (
     import_splats.EFFIGY_OT_import_splats,
     import_splats.EFFIGY_FH_splats,
     export_splats.EFFIGY_OT_export_splats,
+    export_splats.EFFIGY_OT_export_sequence,
+    export_avatar.EFFIGY_OT_export_gltf,
+    export_avatar.EFFIGY_OT_export_usd,
     edit.EFFIGY_OT_crop,
+    crop_box.EFFIGY_OT_add_crop_box,
+    crop_box.EFFIGY_OT_crop_side,
+    crop_box.EFFIGY_OT_apply_crop,
+    crop_box.EFFIGY_OT_cancel_crop,
     edit.EFFIGY_OT_clean,
     edit.EFFIGY_OT_decimate,
     edit.EFFIGY_OT_colour,
@@ -51,6 +70,8 @@ _CLASSES: tuple[type, ...] = (
     rig_panels.EFFIGY_PT_face,
     panels.EFFIGY_PT_motion,
     panels.EFFIGY_PT_edit,
+    edit_panels.EFFIGY_PT_crop,
+    edit_panels.EFFIGY_PT_export,
     panels.EFFIGY_PT_display,
 )
 
@@ -62,6 +83,7 @@ def register() -> None:
     properties.attach()
     bpy.types.TOPBAR_MT_file_import.append(import_splats.draw_import_menu)
     bpy.types.TOPBAR_MT_file_export.append(export_splats.draw_export_menu)
+    bpy.types.TOPBAR_MT_file_export.append(export_avatar.draw_export_menu)
     session.begin()
 
 
@@ -70,6 +92,7 @@ def unregister() -> None:
     session.end()
     bpy.types.TOPBAR_MT_file_import.remove(import_splats.draw_import_menu)
     bpy.types.TOPBAR_MT_file_export.remove(export_splats.draw_export_menu)
+    bpy.types.TOPBAR_MT_file_export.remove(export_avatar.draw_export_menu)
     properties.detach()
     for cls in reversed(_CLASSES):
         if getattr(cls, "is_registered", True):

@@ -25,8 +25,12 @@ ATTRIBUTE_KEYS = {
     "QUATERNION": ("value", 4, np.float32),
     "FLOAT_COLOR": ("color", 4, np.float32),
     "FLOAT4": ("vector", 4, np.float32),
+    "FLOAT2": ("vector", 2, np.float32),
+    "BYTE_COLOR": ("color", 4, np.float32),
+    "BOOLEAN": ("value", 1, bool),
+    "INT8": ("value", 1, np.int8),
 }
-"""Attribute type -> name in foreach_set, width, element type."""
+"""Attribute type -> name in foreach_set, width, element type; the last four only where an artist added them."""
 
 _BLOCK = 8192
 """Points that are regrouped at a time."""

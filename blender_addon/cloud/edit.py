@@ -2,33 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 
 import bpy
 import numpy as np
 
-from ..shared.gaussians import GaussianCloud
-from .create import create_cloud_object, read_attribute, read_cloud, write_attributes
+from ..shared.gaussians import GaussianCloud, wxyz_product
+from ..shared.sh import rotate_sh_each
+from .create import ATTRIBUTE_KEYS, create_cloud_object, read_attribute, read_cloud, write_attributes
+from .crop_nodes import CROP_MODIFIER
 from .display import DISPLAY_MODIFIER
+from .node_graph import modifier_input
 
 _RECORD = ("position", "scale", "rotation", "radius")
 
 
 def posed_cloud(ob: bpy.types.Object) -> GaussianCloud:
-    """The record as modifiers leave it, in the object's space; without the display modifier.
+    """The record as modifiers leave it, in the object's space; without the display and the preview of a crop.
+
+    The harmonics of each Gaussian turn as it has turned since rest, which nodes cannot do.
 
     Raises:
         KeyError: If the object is no cloud of Gaussians.
+        ValueError: If it is hidden, which stops its modifiers, or its harmonics cannot be turned; one line.
     """
-    display = ob.modifiers.get(DISPLAY_MODIFIER)
-    shown = display.show_viewport if display is not None else False
-    if display is not None and shown:
-        display.show_viewport = False
+    with _evaluated(ob) as points:
+        cloud = read_cloud(points)
+    if not cloud.degree or len(ob.modifiers) == 0:
+        return cloud
+    rest = read_attribute(ob.data, "rotation")
+    if len(rest) != len(cloud):
+        if not is_bound(ob):
+            return cloud
+        raise ValueError(
+            f"{ob.name}: view-dependent colour cannot follow the rig where a modifier changes the number of points; "
+            "remove that modifier"
+        )
+    turns = wxyz_product(cloud.rotations_wxyz, rest * np.array([1, -1, -1, -1], np.float32))
+    if np.abs(turns[:, 1:]).max(initial=0.0) < 1e-6:
+        return cloud
+    return replace(cloud, sh_rest=rotate_sh_each(cloud.sh_rest, turns))
+
+
+def posed_positions(ob: bpy.types.Object) -> np.ndarray:
+    """Where the Gaussians are shown, [N, 3] in the object's space.
+
+    Raises:
+        ValueError: If the object is hidden, which stops its modifiers.
+    """
+    with _evaluated(ob) as points:
+        return read_attribute(points, "position")
+
+
+@contextmanager
+def _evaluated(ob: bpy.types.Object) -> Iterator[bpy.types.ID]:
+    """The evaluated points without what only shows them."""
+    if len(ob.modifiers) and not ob.visible_get():
+        raise ValueError(f"{ob.name} is hidden and does not follow its rig; show it first")
+    found = (ob.modifiers.get(name) for name in (DISPLAY_MODIFIER, CROP_MODIFIER))
+    shown = [modifier for modifier in found if modifier is not None and modifier.show_viewport]
+    for modifier in shown:
+        modifier.show_viewport = False
     try:
-        return read_cloud(ob.evaluated_get(bpy.context.evaluated_depsgraph_get()).data)
+        yield ob.evaluated_get(bpy.context.evaluated_depsgraph_get()).data
     finally:
-        if display is not None and shown:
-            display.show_viewport = True
+        for modifier in shown:
+            modifier.show_viewport = True
 
 
 def replace_points(ob: bpy.types.Object, cloud: GaussianCloud, more: Mapping[str, np.ndarray] | None = None) -> None:
@@ -61,11 +102,28 @@ def keep_points(ob: bpy.types.Object, kept: np.ndarray) -> int:
         others = [
             attribute.name
             for attribute in ob.data.attributes
-            if attribute.name not in _RECORD and not attribute.name.startswith((".", "radiance:"))
+            if attribute.name not in _RECORD
+            and not attribute.name.startswith((".", "radiance:"))
+            and attribute.data_type in ATTRIBUTE_KEYS
         ]
         more = {name: read_attribute(ob.data, name)[kept] for name in others}
         replace_points(ob, read_cloud(ob.data).select(kept), more)
     return gone
+
+
+def remove_cloud(ob: bpy.types.Object) -> None:
+    """Delete a cloud with what only it uses: its points and the hidden disc that its display copies."""
+    display = ob.modifiers.get(DISPLAY_MODIFIER)
+    disc = modifier_input(display, "Disc") if display is not None and display.node_group is not None else None
+    points = ob.data
+    bpy.data.objects.remove(ob)
+    if points.users == 0:
+        bpy.data.pointclouds.remove(points)
+    if disc is not None:
+        mesh = disc.data
+        bpy.data.objects.remove(disc)
+        if mesh.users == 0:
+            bpy.data.meshes.remove(mesh)
 
 
 def is_bound(ob: bpy.types.Object) -> bool:

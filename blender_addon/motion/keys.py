@@ -29,7 +29,7 @@ def write_action(armature: bpy.types.Object, motion: Motion, first_frame: int = 
     """
     action = bpy.data.actions.new(motion.name)
     action.use_fake_user = True
-    curves = _CurveStore(action, armature.name)
+    curves = CurveStore(action, armature.name)
     quaternions = bone_quaternions(armature, motion.pose)
     location = pelvis_location(armature, motion.translation_m)
     if motion.cyclic:
@@ -70,15 +70,18 @@ def pelvis_location(armature: bpy.types.Object, translation_m: np.ndarray) -> np
     return body_to_blender_points(np.asarray(translation_m, np.float64)) @ bone_matrices(armature)[0]
 
 
-class _CurveStore:
+class CurveStore:
     """Animation curves of an action: in a slot's channel bag from Blender 4.4, directly in the action below."""
 
-    def __init__(self, action: bpy.types.Action, slot_name: str) -> None:
+    def __init__(self, action: bpy.types.Action, slot_name: str, id_type: str = "OBJECT") -> None:
+        """For what `id_type` says: OBJECT, or KEY for shape keys."""
         self._store: Any = action
+        if id_type != "OBJECT" and not hasattr(action, "slots"):
+            action.id_root = id_type
         self._bag: Any = None
         self._groups: dict[str, Any] = {}
         if hasattr(action, "slots"):
-            slot = action.slots.new(id_type="OBJECT", name=slot_name)
+            slot = action.slots.new(id_type=id_type, name=slot_name)
             strip = action.layers.new("Layer").strips.new(type="KEYFRAME")
             self._store = self._bag = strip.channelbag(slot, ensure=True)
 

@@ -9,8 +9,9 @@ from mathutils.bvhtree import BVHTree
 
 from ..cloud.create import read_cloud
 from ..cloud.draw import BASE
-from ..cloud.edit import is_bound, keep_points, posed_cloud, replace_points
+from ..cloud.edit import is_bound, keep_points, posed_positions, remove_cloud, replace_points
 from ..shared.cloud_edits import ColourChange, change_colour, decimate, merge_clouds, outliers, transform_cloud
+from ..shared.gaussians import GaussianCloud
 
 _RAY = Vector((0.5773, 0.5774, 0.5773))
 
@@ -52,16 +53,17 @@ class EFFIGY_OT_crop(_CloudOperator, bpy.types.Operator):
         if len(meshes) != 1:
             self.report({"ERROR"}, "Select one mesh and the clouds that it shall crop")
             return {"CANCELLED"}
-        removed = 0
-        for ob in splat_objects(context):
-            to_mesh = np.array(meshes[0].matrix_world.inverted() @ ob.matrix_world)
-            points = posed_cloud(ob).positions_m @ to_mesh[:3, :3].T + to_mesh[:3, 3]
-            inside = _in_box(meshes[0], points) if self.shape == "BOX" else _in_mesh(meshes[0], points)
-            kept = inside != self.inside
-            if not kept.any():
-                self.report({"ERROR"}, f"Nothing of {ob.name} would be left; move the mesh")
-                return {"CANCELLED"}
-            removed += keep_points(ob, kept)
+        clouds = splat_objects(context)
+        try:
+            kept = [_points_in(meshes[0], ob, self.shape) != self.inside for ob in clouds]
+        except ValueError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
+        empty = next((ob for ob, mask in zip(clouds, kept, strict=True) if not mask.any()), None)
+        if empty is not None:
+            self.report({"ERROR"}, f"Nothing of {empty.name} would be left; move the mesh")
+            return {"CANCELLED"}
+        removed = sum(keep_points(ob, mask) for ob, mask in zip(clouds, kept, strict=True))
         self.report({"INFO"}, f"{removed} Gaussians deleted")
         return {"FINISHED"}
 
@@ -86,20 +88,22 @@ class EFFIGY_OT_clean(_CloudOperator, bpy.types.Operator):
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Clean every selected cloud."""
-        removed = 0
-        for ob in splat_objects(context):
-            cloud = read_cloud(ob.data)
-            bad = cloud.opacities < self.opacity
-            if self.size_m > 0:
-                bad |= cloud.scales_m.max(axis=1) > self.size_m
-            if self.floaters:
-                bad |= outliers(cloud)
-            if bad.all():
-                self.report({"ERROR"}, f"Nothing of {ob.name} would be left; choose weaker limits")
-                return {"CANCELLED"}
-            removed += keep_points(ob, ~bad)
+        clouds = splat_objects(context)
+        bad = [self._bad(read_cloud(ob.data)) for ob in clouds]
+        empty = next((ob for ob, mask in zip(clouds, bad, strict=True) if mask.all()), None)
+        if empty is not None:
+            self.report({"ERROR"}, f"Nothing of {empty.name} would be left; choose weaker limits")
+            return {"CANCELLED"}
+        removed = sum(keep_points(ob, ~mask) for ob, mask in zip(clouds, bad, strict=True))
         self.report({"INFO"}, f"{removed} Gaussians deleted")
         return {"FINISHED"}
+
+    def _bad(self, cloud: GaussianCloud) -> np.ndarray:
+        """[N] bool."""
+        bad = cloud.opacities < self.opacity
+        if self.size_m > 0:
+            bad |= cloud.scales_m.max(axis=1) > self.size_m
+        return bad | outliers(cloud) if self.floaters else bad
 
 
 class EFFIGY_OT_decimate(_CloudOperator, bpy.types.Operator):
@@ -135,16 +139,27 @@ class EFFIGY_OT_colour(_CloudOperator, bpy.types.Operator):
     bl_label = "Adjust Colour"
     bl_options = {"REGISTER", "UNDO"}
 
-    brightness: bpy.props.FloatProperty(name="Brightness", default=1.0, min=0.0, soft_max=3.0)  # pyright: ignore[reportInvalidTypeForm]
-    contrast: bpy.props.FloatProperty(name="Contrast", default=1.0, min=0.0, soft_max=3.0)  # pyright: ignore[reportInvalidTypeForm]
-    saturation: bpy.props.FloatProperty(name="Saturation", default=1.0, min=0.0, soft_max=3.0)  # pyright: ignore[reportInvalidTypeForm]
-    tint: bpy.props.FloatVectorProperty(  # pyright: ignore[reportInvalidTypeForm]
-        name="Tint", subtype="COLOR", default=(1.0, 1.0, 1.0), min=0.0, soft_max=1.0
+    exposure: bpy.props.FloatProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Exposure", description="Stops", default=0.0, soft_min=-3.0, soft_max=3.0
     )
+    contrast: bpy.props.FloatProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Contrast", description="About mid grey", default=1.0, min=0.0, soft_max=3.0
+    )
+    saturation: bpy.props.FloatProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Saturation", description="0 is grey", default=1.0, min=0.0, soft_max=3.0
+    )
+    warmth: bpy.props.FloatProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Warmth", description="White balance from blue to orange", default=0.0, min=-2.0, max=2.0, soft_min=-1.0,
+        soft_max=1.0,
+    )  # fmt: skip
+    magenta: bpy.props.FloatProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Magenta", description="White balance from green to magenta", default=0.0, min=-2.0, max=2.0,
+        soft_min=-1.0, soft_max=1.0,
+    )  # fmt: skip
 
     def execute(self, context: bpy.types.Context) -> set[str]:
-        """Change every selected cloud; positions and binding are not touched."""
-        change = ColourChange(self.brightness, self.contrast, self.saturation, tuple(self.tint))
+        """Change every selected cloud, from every direction of view alike; positions and binding are not touched."""
+        change = ColourChange.of_photo(self.exposure, self.contrast, self.saturation, self.warmth, self.magenta)
         for ob in splat_objects(context):
             changed = change_colour(read_cloud(ob.data), change)
             _write_radiance(ob, changed.sh_dc, changed.sh_rest)
@@ -167,12 +182,16 @@ class EFFIGY_OT_merge(_CloudOperator, bpy.types.Operator):
             reason = f"{bound.name} is bound to a rig" if bound else "only one cloud is selected"
             self.report({"ERROR"}, f"Cannot merge: {reason}; select two or more free clouds")
             return {"CANCELLED"}
-        into = target.matrix_world.inverted()
-        parts = [transform_cloud(read_cloud(ob.data), np.array(into @ ob.matrix_world)) for ob in clouds]
+        try:
+            into = np.linalg.inv(np.array(target.matrix_world, np.float64))
+            parts = [transform_cloud(read_cloud(ob.data), into @ np.array(ob.matrix_world)) for ob in clouds]
+        except (ValueError, np.linalg.LinAlgError) as error:
+            self.report({"ERROR"}, f"Cannot merge: {error}")
+            return {"CANCELLED"}
         replace_points(target, merge_clouds(parts))
         for ob in clouds:
             if ob != target:
-                bpy.data.objects.remove(ob)
+                remove_cloud(ob)
         return {"FINISHED"}
 
 
@@ -185,15 +204,17 @@ class EFFIGY_OT_apply_transform(_CloudOperator, bpy.types.Operator):
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Apply to every free selected cloud."""
-        for ob in splat_objects(context):
-            if is_bound(ob):
-                self.report({"ERROR"}, f"{ob.name} is bound to a rig; transform the rig instead")
-                return {"CANCELLED"}
-            try:
-                cloud = transform_cloud(read_cloud(ob.data), np.array(ob.matrix_world))
-            except ValueError as error:
-                self.report({"ERROR"}, f"{ob.name}: {error}")
-                return {"CANCELLED"}
+        clouds = splat_objects(context)
+        bound = next((ob for ob in clouds if is_bound(ob)), None)
+        if bound is not None:
+            self.report({"ERROR"}, f"{bound.name} is bound to a rig; transform the rig instead")
+            return {"CANCELLED"}
+        try:
+            applied = [transform_cloud(read_cloud(ob.data), np.array(ob.matrix_world)) for ob in clouds]
+        except ValueError as error:
+            self.report({"ERROR"}, str(error))
+            return {"CANCELLED"}
+        for ob, cloud in zip(clouds, applied, strict=True):
             replace_points(ob, cloud)
             ob.matrix_world.identity()
         return {"FINISHED"}
@@ -210,6 +231,19 @@ def _write_radiance(ob: bpy.types.Object, sh_dc: np.ndarray, sh_rest: np.ndarray
         coefficients = np.ascontiguousarray(sh_rest[:, k], np.float32)
         ob.data.attributes[f"radiance:sh_{k}"].data.foreach_set("vector", coefficients.ravel())
     ob.data.update_tag()
+
+
+def _points_in(mesh: bpy.types.Object, ob: bpy.types.Object, shape: str) -> np.ndarray:
+    """[N] bool: Gaussians of a cloud, as it is posed, in a mesh or its bounding box.
+
+    Raises:
+        ValueError: If the mesh is flat or the cloud is hidden; one line.
+    """
+    if abs(mesh.matrix_world.determinant()) < 1e-18:
+        raise ValueError(f"{mesh.name} has no volume; scale it up")
+    to_mesh = np.array(mesh.matrix_world.inverted() @ ob.matrix_world)
+    points = posed_positions(ob) @ to_mesh[:3, :3].T + to_mesh[:3, 3]
+    return _in_box(mesh, points) if shape == "BOX" else _in_mesh(mesh, points)
 
 
 def _in_box(mesh: bpy.types.Object, points: np.ndarray) -> np.ndarray:

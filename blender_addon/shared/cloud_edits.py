@@ -25,6 +25,11 @@ _DEAD = 1.0 / 255.0
 
 _REC709 = np.array([0.2126, 0.7152, 0.0722])
 
+_DISPLAY_GAMMA = 2.2
+
+_BALANCE_STOPS = 0.4
+"""Of red and blue against green at the end of the white balance: from daylight to about 3500 K."""
+
 
 @dataclass(frozen=True)
 class ColourChange:
@@ -41,6 +46,29 @@ class ColourChange:
     contrast: float = 1.0
     saturation: float = 1.0
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    @classmethod
+    def of_photo(
+        cls,
+        exposure: float = 0.0,
+        contrast: float = 1.0,
+        saturation: float = 1.0,
+        warmth: float = 0.0,
+        magenta: float = 0.0,
+    ) -> ColourChange:
+        """A change by a photographer's controls.
+
+        Args:
+            exposure: Stops; light is doubled by each, which display values show as a factor of 2^(1 / 2.2).
+            contrast: Factor about mid grey.
+            saturation: 0 is grey, 1 changes nothing.
+            warmth: White balance from blue (-1) to orange (1).
+            magenta: White balance from green (-1) to magenta (1).
+        """  # fmt: skip
+        gains = 2.0 ** (_BALANCE_STOPS * np.array([warmth + 0.5 * magenta, -magenta, -warmth + 0.5 * magenta]))
+        gains /= _REC709 @ gains  # grey keeps its brightness
+        red, green, blue = gains.tolist()
+        return cls(2.0 ** (exposure / _DISPLAY_GAMMA), contrast, saturation, (red, green, blue))
 
     def matrix(self) -> tuple[Array, Array]:
         """Matrix [3, 3] and offset [3] that act on a colour."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .arrays import Array
-from .gaussians import SH_C0, SH_REST_COUNTS
+from .gaussians import SH_C0, SH_REST_COUNTS, wxyz_to_matrices
 
 _BLOCK = 8192
 """Gaussians that are turned at a time: their coefficients stay in the cache."""
@@ -69,10 +69,7 @@ def sh_rotation_matrix(rotation: Array, degree: int) -> Array:
         rotation: [3, 3] rotation matrix R.
         degree: 1 to 4.
     """
-    # A Fibonacci spiral of 64 directions keeps every band's least-squares problem well conditioned.
-    i = np.arange(64) + 0.5
-    polar, azimuth = np.arccos(1 - 2 * i / 64), np.pi * (1 + 5**0.5) * i
-    directions = np.stack([np.cos(azimuth) * np.sin(polar), np.sin(azimuth) * np.sin(polar), np.cos(polar)], axis=1)
+    directions = _spread_directions(64)  # so many keep every band's least-squares problem well conditioned
     before, after = sh_basis(directions, degree), sh_basis(directions @ rotation, degree)
     result = np.zeros((SH_REST_COUNTS[degree],) * 2)
     for band in range(1, degree + 1):
@@ -98,3 +95,41 @@ def rotate_sh(sh_rest: Array, rotation: Array) -> Array:
     for start in range(0, len(flat), _BLOCK):
         np.matmul(flat[start : start + _BLOCK], channels, out=turned[start : start + _BLOCK])
     return turned.reshape(sh_rest.shape)
+
+
+def rotate_sh_each(sh_rest: Array, rotations_wxyz: Array) -> Array:
+    """Rotate the higher coefficients of every Gaussian by a rotation of its own.
+
+    The rotated function f(R^-1 d) is looked at from a few fixed directions d, and its coefficients are what fits the
+    values seen there; that is exact, since each band is closed under rotation.
+
+    Args:
+        sh_rest: [N, K, 3].
+        rotations_wxyz: [N, 4] unit quaternions, w first.
+
+    Returns:
+        [N, K, 3] float32.
+    """
+    number, count = sh_rest.shape[:2]
+    turned = np.empty(sh_rest.shape, np.float32)
+    if number == 0 or count == 0:
+        return turned
+    degree = SH_REST_COUNTS.index(count)
+    directions = _spread_directions(count + 6)  # condition number below 2 for every degree
+    fit = np.linalg.pinv(sh_basis(directions, degree)[:, 1:]).astype(np.float32)
+    directions = directions.astype(np.float32)
+    for start in range(0, number, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        matrices = wxyz_to_matrices(rotations_wxyz[rows]).astype(np.float32)
+        back = (directions @ matrices).reshape(-1, 3)  # R^T d of every Gaussian
+        basis = sh_basis(back, degree)[:, 1:].astype(np.float32, copy=False)
+        seen = basis.reshape(len(matrices), -1, count) @ sh_rest[rows]
+        turned[rows] = fit @ seen
+    return turned
+
+
+def _spread_directions(count: int) -> Array:
+    """Unit vectors [count, 3] spread evenly over the sphere: a Fibonacci spiral."""
+    i = np.arange(count) + 0.5
+    polar, azimuth = np.arccos(1 - 2 * i / count), np.pi * (1 + 5**0.5) * i
+    return np.stack([np.cos(azimuth) * np.sin(polar), np.sin(azimuth) * np.sin(polar), np.cos(polar)], axis=1)

@@ -14,8 +14,8 @@ from blender_addon.shared.cloud_edits import (
     outliers,
     transform_cloud,
 )
-from blender_addon.shared.gaussians import GaussianCloud, wxyz_to_matrices
-from blender_addon.shared.sh import sh_basis
+from blender_addon.shared.gaussians import GaussianCloud, wxyz_product, wxyz_to_matrices
+from blender_addon.shared.sh import rotate_sh, rotate_sh_each, sh_basis
 
 
 def make_cloud(seed: int = 0, count: int = 200, coefficients: int = 15) -> GaussianCloud:
@@ -68,6 +68,41 @@ def test_a_transform_turns_the_colours_with_it(name: str) -> None:
     turned /= np.linalg.norm(turned, axis=1, keepdims=True)
     seen = colours_towards(transform_cloud(cloud, matrix), turned)
     np.testing.assert_allclose(seen, colours_towards(cloud, directions), atol=1e-5)
+
+
+@pytest.mark.parametrize("coefficients", [3, 8, 15, 24])
+def test_every_gaussian_turns_its_colours_by_a_rotation_of_its_own(coefficients: int) -> None:
+    rest = make_cloud(coefficients=coefficients).sh_rest
+    rng = np.random.default_rng(3)
+    turns = rng.normal(size=(2, len(rest), 4))
+    turns /= np.linalg.norm(turns, axis=2, keepdims=True)
+    one_by_one = [rotate_sh(rest[k : k + 1], wxyz_to_matrices(turns[0, k]))[0] for k in range(len(rest))]
+    turned = rotate_sh_each(rest, turns[0])
+    np.testing.assert_allclose(turned, one_by_one, atol=1e-5)
+    # The laws of a group: two turns are their product, the inverse leads back, the identity and its negative keep.
+    twice = rotate_sh_each(turned, turns[1])
+    np.testing.assert_allclose(twice, rotate_sh_each(rest, wxyz_product(turns[1], turns[0])), atol=1e-5)
+    np.testing.assert_allclose(rotate_sh_each(turned, turns[0] * [1, -1, -1, -1]), rest, atol=1e-5)
+    np.testing.assert_allclose(rotate_sh_each(rest, np.tile([-1.0, 0, 0, 0], (len(rest), 1))), rest, atol=1e-5)
+
+
+def test_nothing_to_turn_is_nothing() -> None:
+    assert rotate_sh_each(np.zeros((5, 0, 3), np.float32), np.ones((5, 4))).shape == (5, 0, 3)
+    assert rotate_sh_each(np.zeros((0, 8, 3), np.float32), np.ones((0, 4))).shape == (0, 8, 3)
+
+
+def test_white_balance_and_exposure_are_a_photographers() -> None:
+    neutral = ColourChange.of_photo()
+    np.testing.assert_allclose(neutral.matrix()[0], np.eye(3), atol=1e-12)
+    grey = np.full(3, 0.4)
+    warm = ColourChange.of_photo(warmth=1.0).matrix()[0] @ grey
+    assert warm[0] > warm[1] > warm[2]
+    assert warm @ [0.2126, 0.7152, 0.0722] == pytest.approx(0.4)
+    green = ColourChange.of_photo(magenta=-1.0).matrix()[0] @ grey
+    assert green[1] > max(green[0], green[2])
+    # Two stops are four times the light.
+    bright = ColourChange.of_photo(exposure=2.0).matrix()[0] @ grey
+    np.testing.assert_allclose(bright**2.2, 4 * grey**2.2, rtol=1e-9)
 
 
 def test_a_flat_transform_is_refused() -> None:
