@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import bpy
 
 from . import session
-from .link.jobs import ENDED, Job
+from .job_panel import draw_job, draw_order
+from .layouts import text_lines
 from .operators.animate import avatar_rig
 from .operators.display import EFFIGY_OT_display
 from .operators.edit import splat_objects
-from .operators.generate import BUNDLE_PROPERTY
+from .operators.generate import BUNDLE_PROPERTY, REQUEST_PROPERTY, picture_at_hand
 from .shared.methods import REQUESTS
 
-_STATUS_ICONS = {"done": "CHECKMARK", "failed": "ERROR", "cancelled": "X", "interrupted": "TIME"}
-_LINE = 44
-"""Characters of a sidebar of usual width: Blender's labels do not wrap."""
+_PRESET = "preset"
+"""A method's parameter with this name is shown as a row of buttons above the others."""
 
 
 class _Sidebar:
@@ -48,24 +48,55 @@ class EFFIGY_PT_main(_Sidebar, bpy.types.Panel):
     def draw(self, context: bpy.types.Context) -> None:
         """Everything that a job needs, from top to bottom."""
         layout, settings = self.layout, context.scene.effigy
-        column = layout.column()
-        column.template_ID(settings, "image", open="image.open", text="")
-        if settings.image is not None:
-            column.template_icon(icon_value=_thumbnail(settings.image), scale=7)
-        else:
-            column.label(text="Choose a photo, or drop it here", icon="IMAGE_DATA")
-        column.operator("effigy.use_editor_image", icon="IMAGE")
-        fields_column = layout.column()
-        fields_column.use_property_split = True
-        fields_column.use_property_decorate = False
-        if len(REQUESTS) > 1:
-            fields_column.prop(settings, "method")
-        group = getattr(settings, settings.method)
-        for item in fields(REQUESTS[settings.method]):
-            fields_column.prop(group, item.name)
+        _draw_photo(layout, context, settings)
+        _draw_parameters(layout, settings)
         row = layout.row()
         row.scale_y = 1.6
         row.operator("effigy.generate", icon="OUTLINER_OB_ARMATURE")
+        missing = session.current().backend_problem(context)
+        if missing:
+            box = layout.box()
+            text_lines(box, context, missing, "ERROR")
+            box.operator("effigy.show_preferences", icon="PREFERENCES")
+
+
+def _draw_photo(layout: bpy.types.UILayout, context: bpy.types.Context, settings: Any) -> None:
+    """The reference image: chosen, dropped, or the one that is at hand."""
+    column = layout.column()
+    column.template_ID(settings, "image", open="image.open", text="")
+    box = column.box()
+    if settings.image is not None:
+        box.template_icon(icon_value=_thumbnail(settings.image), scale=6)
+    else:
+        hint = box.column()
+        hint.alignment = "CENTER"
+        hint.scale_y = 1.2
+        hint.label(text="Drop a photo here", icon="IMAGE_DATA")
+    at_hand = picture_at_hand(context)
+    if at_hand is not None and at_hand != settings.image:
+        column.operator("effigy.use_editor_image", text=f'Use "{at_hand.name}"', icon="IMAGE")
+
+
+def _draw_parameters(layout: bpy.types.UILayout, settings: Any) -> None:
+    """Method, preset, and every other parameter of the method's request."""
+    group = getattr(settings, settings.method)
+    names = [item.name for item in fields(REQUESTS[settings.method])]
+    column = layout.column()
+    column.use_property_split = True
+    column.use_property_decorate = False
+    column.prop(settings, "method")
+    if _PRESET in names:
+        names.remove(_PRESET)
+        layout.row().prop(group, _PRESET, expand=True)
+    if not names:
+        return
+    header, body = layout.panel("effigy_parameters")
+    header.label(text="Settings")
+    if body is not None:
+        body.use_property_split = True
+        body.use_property_decorate = False
+        for name in names:
+            body.prop(group, name)
 
 
 class EFFIGY_PT_jobs(_Sidebar, bpy.types.Panel):
@@ -81,15 +112,20 @@ class EFFIGY_PT_jobs(_Sidebar, bpy.types.Panel):
         queue = session.current().queue
         return queue is not None and bool(queue.jobs)
 
+    def draw_header_preset(self, context: bpy.types.Context) -> None:
+        """What clears the list, at the header's right end."""
+        self.layout.operator("effigy.clear_jobs", text="", icon="TRASH", emboss=False)
+
     def draw(self, context: bpy.types.Context) -> None:
-        """The newest first."""
-        queue = session.current().queue
+        """What runs, what waits in its order, then what has ended, the newest first."""
+        running = session.current()
+        queue = running.queue
         assert queue is not None
-        for problem in (queue.problem, session.current().problem):
+        for problem in (queue.problem, running.problem):
             if problem:
-                _lines(self.layout, problem, "ERROR")
-        for job in reversed(queue.jobs):
-            _draw_job(self.layout.box(), job)
+                text_lines(self.layout, context, problem, "ERROR")
+        for job in draw_order(queue.jobs):
+            draw_job(self.layout.box(), context, running, job)
 
 
 class EFFIGY_PT_avatar(_AvatarPanel, bpy.types.Panel):
@@ -100,19 +136,58 @@ class EFFIGY_PT_avatar(_AvatarPanel, bpy.types.Panel):
     bl_parent_id = "EFFIGY_PT_main"
 
     def draw(self, context: bpy.types.Context) -> None:
-        """Generators, warnings, and what can be done again."""
+        """Request, generators, warnings, and what can be done again."""
         rig, layout = avatar_rig(context), self.layout
         assert rig is not None
+        column = layout.column(align=True)
+        _fact(column, "Name", rig.name)
+        method, preset, changed = _request_texts(rig)
+        if method:
+            _fact(column, "Method", f"{method}, {preset}" if preset else method)
+        for name, value in changed:
+            _fact(column, name, value)
         if rig.get("effigy_made_by"):
-            _lines(layout, f"Made by {rig['effigy_made_by']}", "INFO")
+            text_lines(layout, context, f"Made by {rig['effigy_made_by']}", "INFO")
         for warning in json.loads(rig.get("effigy_warnings", "[]")):
-            _lines(layout, str(warning), "ERROR")
+            text_lines(layout, context, str(warning), "ERROR")
         column = layout.column(align=True)
         column.operator("effigy.regenerate", icon="FILE_REFRESH")
         column.operator("effigy.use_settings", icon="DUPLICATE")
+        bundle = rig.get(BUNDLE_PROPERTY, "")
+        if bundle and not Path(bundle).is_dir():
+            text_lines(layout, context, f"Its files are no longer in {bundle}: show where they are", "ERROR")
+        column = layout.column(align=True)
         column.operator("effigy.relink", icon="FILE_FOLDER")
-        if BUNDLE_PROPERTY in rig:
-            column.operator("wm.path_open", text="Show Files", icon="FILEBROWSER").filepath = rig[BUNDLE_PROPERTY]
+        if bundle:
+            row = column.row(align=True)
+            row.operator("wm.path_open", text="Files", icon="FILEBROWSER").filepath = bundle
+            row.operator("effigy.open_log", text="Log", icon="TEXT").job_id = ""
+
+
+def _request_texts(rig: bpy.types.Object) -> tuple[str, str, list[tuple[str, str]]]:
+    """Method and preset for people, and label and value of every parameter that is not at its default."""
+    try:
+        memory = json.loads(rig.get(REQUEST_PROPERTY, "{}"))
+        method, values = str(memory["method"]), dict(memory["request"])
+    except (ValueError, KeyError, TypeError):
+        return "", "", []
+    known = fields(REQUESTS[method]) if method in REQUESTS else ()
+    changed = [
+        (item.metadata["label"], f"{values[item.name]} {item.metadata['unit']}".strip())
+        for item in known
+        if item.name != _PRESET and values.get(item.name, item.default) != item.default
+    ]
+    return method.title(), str(values.get(_PRESET, "")), changed
+
+
+def _fact(layout: bpy.types.UILayout, name: str, value: str) -> None:
+    """A line with a name and its value."""
+    split = layout.split(factor=0.35)
+    split.active = False
+    left = split.row()
+    left.alignment = "RIGHT"
+    left.label(text=name)
+    split.label(text=value)
 
 
 class EFFIGY_PT_files(_Sidebar, bpy.types.Panel):
@@ -185,53 +260,6 @@ class EFFIGY_PT_display(_Sidebar, bpy.types.Panel):
         self.layout.operator("effigy.setup_compositing", icon="NODE_COMPOSITING")
 
 
-def _draw_job(box: bpy.types.UILayout, job: Job) -> None:
-    """One job: state, progress, picture, how it ended, and what can be done."""
-    header = box.row()
-    header.label(text=f"{job.method} {job.job_id.split('-')[2]}", icon=_STATUS_ICONS.get(job.status, "SORTTIME"))
-    if job.status not in ENDED:
-        header.operator("effigy.cancel", text="", icon="X").job_id = job.job_id
-        box.progress(factor=job.fraction, text=_progress_text(job))
-        if job.stage:
-            _lines(box, f"{job.stage}: {job.note}" if job.note else job.stage)
-    else:
-        header.operator("effigy.open_log", text="", icon="TEXT").job_id = job.job_id
-        header.operator("effigy.dismiss", text="", icon="PANEL_CLOSE").job_id = job.job_id
-    if job.preview is not None and job.status not in ENDED:
-        icon = session.current().icon(job.preview)
-        if icon:
-            box.template_icon(icon_value=icon, scale=8)
-    for text in (job.text, job.hint, *job.warnings):
-        if text:
-            _lines(box, text)
-    if job.status in ENDED and job.status != "done" and (job.retryable or job.status == "interrupted"):
-        box.operator("effigy.again", icon="FILE_REFRESH").job_id = job.job_id
-
-
-def _progress_text(job: Job) -> str:
-    elapsed = job.elapsed_s(time.monotonic())
-    if job.status != "running":
-        return job.status
-    left = f", {_clock(job.remaining_s)} left" if job.remaining_s is not None else ""
-    return f"{100 * job.fraction:.0f} %  {_clock(elapsed)}{left}"
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
 def _thumbnail(image: bpy.types.Image) -> int:
     preview: Any = image.preview_ensure()
     return preview.icon_id if preview is not None else 0
-
-
-def _lines(layout: bpy.types.UILayout, text: str, icon: str = "NONE") -> None:
-    """A text over several labels."""
-    column = layout.column(align=True)
-    line = ""
-    for word in text.split():
-        if line and len(line) + 1 + len(word) > _LINE:
-            column.label(text=line, icon=icon)
-            line, icon = "", "BLANK1" if icon != "NONE" else "NONE"
-        line = f"{line} {word}".strip()
-    column.label(text=line, icon=icon)

@@ -7,19 +7,25 @@ from dataclasses import Field, fields
 from typing import Any, get_args, get_type_hints
 
 import bpy
+import numpy as np
 
 from .shared.methods import REQUESTS, Request, request_from_json, request_to_json
 
-_LABELS = {
-    "body": ("Body", "A whole-body avatar with a skeleton, from a photo of a person"),
-}
-
-_METHODS = [(method, *_LABELS.get(method, (method.title(), ""))) for method in REQUESTS]
+_METHODS = [
+    (method, method.title(), (request.__doc__ or "").strip().split("\n")[0].rstrip("."))
+    for method, request in REQUESTS.items()
+]
+"""The enum's items: Blender does not keep their texts, so they have to live here."""
 
 
 def _property(item: Field[Any], hint: Any) -> Any:
     """The Blender property of one parameter: label, tooltip, range and unit come from the dataclass."""
-    words = {"name": item.metadata["label"], "description": item.metadata["help"]}
+    label, unit = item.metadata["label"], item.metadata["unit"]
+    # Blender itself writes metres, in the units that the artist has chosen; any other unit is part of the label.
+    words = {
+        "name": label if unit in ("", "m") else f"{label} ({unit})",
+        "description": item.metadata["help"].rstrip("."),  # Blender ends a tooltip with a full stop of its own
+    }
     low, high = item.metadata["minimum"], item.metadata["maximum"]
     limits = {name: value for name, value in (("min", low), ("max", high)) if value is not None}
     if get_args(hint):
@@ -30,7 +36,7 @@ def _property(item: Field[Any], hint: Any) -> Any:
     if hint is int:
         return bpy.props.IntProperty(default=item.default, **words, **limits)
     if hint is float:
-        length = {"unit": "LENGTH"} if item.metadata["unit"] == "m" else {}
+        length = {"unit": "LENGTH"} if unit == "m" else {}
         return bpy.props.FloatProperty(default=item.default, **words, **limits, **length)
     return bpy.props.StringProperty(default=item.default, **words)
 
@@ -85,8 +91,13 @@ def chosen_request(settings: Any) -> Request:
         ValueError: If a value is out of range; one line.
     """
     group = getattr(settings, settings.method)
-    values = {item.name: getattr(group, item.name) for item in fields(REQUESTS[settings.method])}
+    values = {item.name: _exact(getattr(group, item.name)) for item in fields(REQUESTS[settings.method])}
     return request_from_json(settings.method, values)
+
+
+def _exact(value: Any) -> Any:
+    """The number that was typed: Blender keeps 0.1 as the float32 0.10000000149, which may be out of range."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def show_request(settings: Any, method: str, request: Request) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import bpy
 import bpy.utils.previews
@@ -14,8 +16,8 @@ import bpy.utils.previews
 from .cloud import engine
 from .cloud.create import splat_type, upgrade_clouds
 from .cloud.viewport import SplatViewport, node_display_for_saving, show_splats
-from .link.backend_python import backend_command, backend_environment
-from .link.jobs import Job, JobQueue
+from .link.backend_python import NoBackendError, backend_command, backend_environment
+from .link.jobs import Job, JobQueue, has_unfinished
 from .link.process import BackendProcess
 from .preferences import backend_python, jobs_folder, preferences, user_folder
 from .shared.avatar import Avatar, read_bundle
@@ -27,13 +29,44 @@ TICK_S = 0.05
 IDLE_TICK_S = 0.5
 """... and this often while there are none, so that an idle backend is ended in time."""
 
+REDRAW_S = 0.1
+"""The sidebars are drawn again at most so often when something has changed ..."""
+
+CLOCK_S = 0.5
+"""... and so often while a job runs, for its clock."""
+
+_MOST_ICONS = 24
+"""Pictures of jobs that are kept for drawing."""
+
+_DRAGGING = ("TRANSFORM", "VIEW3D", "MESH", "OBJECT", "POSE", "ARMATURE", "PAINT", "SCULPT", "WM", "CURVE", "NODE")
+"""Groups of Blender's own operators during which nothing should change under the artist's hand."""
+
 
 @dataclass
 class Loaded:
-    """A finished job's bundle, read in the background, on its way into the scene."""
+    """A finished job's bundle, read in the background, on its way into the scene.
+
+    Attributes:
+        job: The job.
+        content: What was read.
+        wanted: The artist asked for it now, whatever the mode.
+    """
 
     job: Job
     content: Future[tuple[GaussianCloud, Avatar]]
+    wanted: bool = False
+
+
+@dataclass(frozen=True)
+class FileMark:
+    """Which file was open: the number of files opened before it in this session, and its path."""
+
+    number: int
+    path: str
+
+    def is_open(self, now: FileMark) -> bool:
+        """Whether the file is still the open one; a saved file that was opened again counts."""
+        return self.number == now.number or (self.path != "" and self.path == now.path)
 
 
 class Session:
@@ -43,6 +76,7 @@ class Session:
         viewport: Draws splats; None where Blender draws them itself or has no window.
         queue: The jobs; None until the first is started.
         arriving: Finished jobs on their way into the scene, by id.
+        arrived: Ids of the jobs whose results have come into a scene.
         problem: One line if a finished avatar could not be brought into the scene; else empty.
     """
 
@@ -51,16 +85,25 @@ class Session:
         self.viewport = SplatViewport() if splat_type() is None and not bpy.app.background else None
         self.queue: JobQueue | None = None
         self.arriving: dict[str, Loaded] = {}
+        self.arrived: set[str] = set()
         self.problem = ""
+        self._files_opened = 0
+        self._started_in: dict[str, FileMark] = {}
+        self._shown: tuple[object, ...] = ()
+        self._redrawn = 0.0
+        self._backend_seen = (-1e9, "")
         # Blender knows a timer by its object, and `self._tick` is a new one each time that it is asked for.
         self._timer = self._tick
         self._pool = ThreadPoolExecutor(1, "effigy-read")
         self._doctor: Future[str] | None = None
+        self._looked = False
         self._icons = bpy.utils.previews.new()
         self._while_saving: list[bpy.types.Object] = []
         self._handlers = {name: _persistent(method) for name, method in self._wanted_handlers().items()}
         for name, handler in self._handlers.items():
             getattr(bpy.app.handlers, name).append(handler)
+        if not bpy.app.background:
+            self._watch(1.0)  # for jobs that an earlier session left unfinished
 
     def _wanted_handlers(self) -> dict[str, Callable[..., None]]:
         wanted: dict[str, Callable[..., None]] = {
@@ -112,10 +155,58 @@ class Session:
         self._watch()
         return self.queue
 
-    def _watch(self) -> None:
+    def submit(self, context: bpy.types.Context, method: str, request: Mapping[str, Any], photo: Path) -> str:
+        """Queue a job; its result comes into the scene by itself while this file is open.
+
+        Returns:
+            The job's id.
+
+        Raises:
+            NoBackendError: If there is no Python for the backend; one line.
+            JobError: If the photo or the folder of jobs cannot be used; one line.
+        """
+        job_id = self.jobs(context).submit(method, request, photo)
+        self._started_in[job_id] = self._open_file()
+        return job_id
+
+    def again(self, context: bpy.types.Context, job_id: str) -> None:
+        """Start an ended job again; earlier crashes of the backend are forgiven.
+
+        Raises:
+            NoBackendError: If there is no Python for the backend; one line.
+        """
+        queue = self.jobs(context)
+        queue.process.forgive()
+        queue.again(job_id)
+        self._started_in[job_id] = self._open_file()
+
+    def bring(self, job: Job, wanted: bool) -> None:
+        """Read a finished job's result in the background; it comes into the scene when nothing is in its way."""
+        if job.job_id not in self.arriving:
+            content = self._pool.submit(read_bundle, job.folder / "result")
+            self.arriving[job.job_id] = Loaded(job, content, wanted)
+        self.arriving[job.job_id].wanted |= wanted
+        self._watch()
+
+    def _open_file(self) -> FileMark:
+        return FileMark(self._files_opened, bpy.data.filepath)
+
+    def _watch(self, first_s: float = TICK_S) -> None:
         if not bpy.app.timers.is_registered(self._timer):
             # Persistent: loading another file must not leave a running job without its timer.
-            bpy.app.timers.register(self._timer, first_interval=TICK_S, persistent=True)
+            bpy.app.timers.register(self._timer, first_interval=first_s, persistent=True)
+
+    def backend_problem(self, context: bpy.types.Context) -> str:
+        """One line if there is no Python for the backend; looked for again every two seconds."""
+        now = time.monotonic()
+        if now - self._backend_seen[0] > 2.0:
+            try:
+                backend_python(context)
+                problem = ""
+            except NoBackendError as error:
+                problem = str(error)
+            self._backend_seen = (now, problem)
+        return self._backend_seen[1]
 
     def forget_backend(self) -> None:
         """Let the next job decide anew, after the preferences changed; nothing happens while jobs run."""
@@ -144,18 +235,45 @@ class Session:
             if own is not None:
                 own.doctor = self._doctor.result()
             self._doctor = None
-        if self.queue is None:
+        if self.queue is None and not self._look_for_interrupted():
             return None if self._doctor is None else 0.2
+        assert self.queue is not None
         ended = self.queue.tick()
         for job in ended:
-            if job.status == "done":
-                self.arriving[job.job_id] = Loaded(job, self._pool.submit(read_bundle, job.folder / "result"))
-        for job_id in [job_id for job_id, loaded in self.arriving.items() if loaded.content.done()]:
-            self._insert(job_id)
+            here = self._open_file()
+            if job.status == "done" and self._started_in.get(job.job_id, here).is_open(here):
+                self.bring(job, wanted=False)
+        ready = [job_id for job_id, loaded in self.arriving.items() if loaded.content.done()]
+        for job_id in ready:
+            if self.arriving[job_id].wanted or not obstacle():
+                self._insert(job_id)
         active = self.queue.is_busy() or bool(self.arriving)
-        if active or ended:
-            redraw_panels()
+        self._redraw(active)
         return TICK_S if active else IDLE_TICK_S
+
+    def _look_for_interrupted(self) -> bool:
+        """Open the queue if an earlier session left jobs unfinished, once; returns whether it is open."""
+        if self._looked or self._doctor is not None:
+            return False
+        self._looked = True
+        try:
+            if has_unfinished(jobs_folder(bpy.context)):
+                self.jobs(bpy.context)
+        except (NoBackendError, OSError):
+            return False  # the panel says what is missing; the jobs wait
+        return self.queue is not None
+
+    def _redraw(self, active: bool) -> None:
+        """Draw the sidebars when what they show has changed, and while a clock runs; not at every tick."""
+        assert self.queue is not None
+        shown = (self.queue.jobs, self.queue.problem, self.problem, tuple(self.arriving), len(self.arrived))
+        now = time.monotonic()
+        waited = now - self._redrawn
+        if (shown != self._shown and waited >= REDRAW_S) or (active and waited >= CLOCK_S):
+            self._shown, self._redrawn = shown, now
+            if len(self._icons) > _MOST_ICONS:
+                self._icons.clear()  # not while they are being drawn
+            redraw_panels()
 
     def _insert(self, job_id: str) -> None:
         """Bring a result into the scene as one undo step, in whatever window is there."""
@@ -165,13 +283,15 @@ class Session:
             with bpy.context.temp_override(**override):
                 bpy.ops.effigy.insert_result("EXEC_DEFAULT", True, job_id=job_id)
             self.problem = ""
+            self.arrived.add(job_id)
         except RuntimeError as error:  # what the operator reported; a timer that raises would be the last
             self.problem = str(error).removeprefix("Error: ").strip()
         finally:
             del self.arriving[job_id]
 
     def _loaded(self, *_: object) -> None:
-        """Give clouds of older files the types that this Blender draws as splats."""
+        """Another file: clouds of older files get the types that this Blender draws as splats."""
+        self._files_opened += 1
         upgrade_clouds()
         self._replaced()
 
@@ -211,6 +331,24 @@ def _run_doctor(command: list[str], environment: dict[str, str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"the backend does not answer: {error}"
     return done.stdout or done.stderr or "doctor said nothing"
+
+
+def obstacle() -> str:
+    """Why nothing should come into the scene at this moment, for people; empty if it can.
+
+    An artist in another mode, with something in the hand, or with a render running is not to be disturbed.
+    """
+    if bpy.app.is_job_running("RENDER"):
+        return "Comes into the scene when the render is done"
+    windows = bpy.context.window_manager.windows
+    with bpy.context.temp_override(**({"window": windows[0]} if windows else {})):
+        mode = bpy.context.mode
+    if mode != "OBJECT":
+        return "Comes into the scene when you are back in Object Mode"
+    running = [operator.bl_idname for window in windows for operator in getattr(window, "modal_operators", ())]
+    if any(name.split("_OT_")[0] in _DRAGGING for name in running):
+        return "Comes into the scene when your hand is free"
+    return ""
 
 
 def redraw_panels() -> None:

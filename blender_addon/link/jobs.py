@@ -78,6 +78,7 @@ class Job:
         files: What the result consists of, checked.
         resume: Take over what an interrupted run left.
         attempts: How often it was given to the backend.
+        title: What people call the job: the photo's own name without its ending; may be empty.
     """
 
     job_id: str
@@ -102,6 +103,7 @@ class Job:
     files: tuple[File, ...] = ()
     resume: bool = False
     attempts: int = 0
+    title: str = ""
 
     def elapsed_s(self, now: float) -> float:
         """How long it has been running, or ran."""
@@ -172,7 +174,7 @@ class JobQueue:
             raise JobError(f"{image.name} is no picture of at most {LARGEST_IMAGE_BYTES >> 20} MB; choose another")
         job_id = f"{method}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         folder = self.root / job_id
-        job = Job(job_id, folder, method, dict(request), "input" + _ending(image))
+        job = Job(job_id, folder, method, dict(request), "input" + _ending(image), title=image.stem)
         content = {"job_id": job_id, "method": method, "request": job.request, "image": job.image, "name": image.name}
         try:
             folder.mkdir(parents=True)
@@ -199,8 +201,9 @@ class JobQueue:
         """Start an ended job again; it goes on where it stopped."""
         job = self._jobs.get(job_id)
         if job is not None and job.status in ENDED and job.status != "done":
-            fresh = Job(job.job_id, job.folder, job.method, job.request, job.image, "waiting", resume=True)
-            self._jobs[job_id] = fresh
+            self._jobs[job_id] = Job(
+                job.job_id, job.folder, job.method, job.request, job.image, "waiting", resume=True, title=job.title
+            )
             _write_state(job.folder, "waiting")
 
     def remove(self, job_id: str) -> None:
@@ -230,7 +233,10 @@ class JobQueue:
             except (KeyError, TypeError, ValueError):
                 continue  # not written by us
             text = "this job was interrupted; start it again to go on where it stopped"
-            job = Job(folder.name, folder, method, request, image, "interrupted", text=text, retryable=True)
+            title = Path(str(content.get("name", ""))).stem
+            job = Job(
+                folder.name, folder, method, request, image, "interrupted", text=text, retryable=True, title=title
+            )
             if protocol.check_relative(image) == "" and (folder / image).is_file():
                 self._jobs[folder.name] = job
                 found.append(job)
@@ -361,6 +367,12 @@ class JobQueue:
         state = _read_json(folder / STATE)
         if not state or state.get("state") != status:  # the backend has written it, unless it could not
             _write_state(folder, status)
+
+
+def has_unfinished(root: Path) -> bool:
+    """Whether `JobQueue.recover` may find something below `root`; nothing is opened or started for the question."""
+    folders = root.iterdir() if root.is_dir() else ()
+    return any(_read_json(folder / STATE).get("state") in ("waiting", "running") for folder in folders)
 
 
 def check_files(folder: Path, files: tuple[File, ...]) -> str:

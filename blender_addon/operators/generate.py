@@ -9,20 +9,26 @@ from pathlib import Path
 
 import bpy
 
-from .. import properties, session
+from .. import ADDON_ID, properties, session
 from ..cloud.viewport import show_splats
 from ..link.backend_python import NoBackendError
 from ..link.jobs import ENDED, REQUEST, Job
-from ..rig.assemble import insert_avatar
+from ..rig.assemble import AvatarObjects, insert_avatar
 from ..shared.avatar import BundleError, read_result
 from ..shared.methods import Request, request_from_json, request_to_json
-from .animate import avatar_rig
+from .animate import avatar_rig, is_avatar_rig
 
 REQUEST_PROPERTY = "effigy_request"
 """On an avatar's armature: method, request and photo that made it, as JSON."""
 
 BUNDLE_PROPERTY = "effigy_bundle"
 """On an avatar's armature: the folder that it came from."""
+
+_LONGEST_LOG = 200_000
+"""Characters at a log's end that are shown."""
+
+_APART_M = 1.2
+"""Between avatars that would stand at the same place."""
 
 
 class EFFIGY_OT_generate(bpy.types.Operator):
@@ -45,11 +51,11 @@ class EFFIGY_OT_generate(bpy.types.Operator):
         try:
             request = properties.chosen_request(settings)
             photo = photo_file(settings.image)
-            job_id = session.current().jobs(context).submit(settings.method, request_to_json(request), photo)
+            session.current().submit(context, settings.method, request_to_json(request), photo)
         except (ValueError, NoBackendError, OSError, RuntimeError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
-        self.report({"INFO"}, f"{settings.image.name}: {job_id} is queued")
+        self.report({"INFO"}, f"{photo.stem} is queued")
         return {"FINISHED"}
 
 
@@ -82,12 +88,25 @@ class EFFIGY_OT_again(_JobOperator, bpy.types.Operator):
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Queue it; earlier crashes of the backend are forgiven."""
         try:
-            queue = session.current().jobs(context)
+            session.current().again(context, self.job_id)
         except NoBackendError as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
-        queue.process.forgive()
-        queue.again(self.job_id)
+        return {"FINISHED"}
+
+
+class EFFIGY_OT_bring(_JobOperator, bpy.types.Operator):
+    """Bring this job's avatar into the scene now."""
+
+    bl_idname = "effigy.bring"
+    bl_label = "Bring into Scene"
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        """Read its files in the background; the avatar comes in as an undo step of its own."""
+        queue = session.current().queue
+        job = queue.job(self.job_id) if queue is not None else None
+        if job is not None and job.status == "done":
+            session.current().bring(job, wanted=True)
         return {"FINISHED"}
 
 
@@ -106,28 +125,58 @@ class EFFIGY_OT_dismiss(_JobOperator, bpy.types.Operator):
         return {"FINISHED"}
 
 
-class EFFIGY_OT_open_log(_JobOperator, bpy.types.Operator):
-    """Show the job's log in a text editor."""
+class EFFIGY_OT_clear_jobs(bpy.types.Operator):
+    """Take all finished and cancelled jobs off the list; avatars and their files stay."""
 
-    bl_idname = "effigy.open_log"
-    bl_label = "Log"
+    bl_idname = "effigy.clear_jobs"
+    bl_label = "Clear Finished Jobs"
 
     def execute(self, context: bpy.types.Context) -> set[str]:
-        """Load the log as a text and open a window with it."""
+        """What failed or was interrupted stays: it can be tried again."""
         queue = session.current().queue
-        job = queue.job(self.job_id) if queue is not None else None
-        places = [] if job is None else [job.log, job.folder / "result" / "log.txt"]
-        log = next((path for path in places if path is not None and path.is_file()), None)
+        for job in queue.jobs if queue is not None else ():
+            if job.status in ("done", "cancelled"):
+                queue.forget(job.job_id) if job.status == "done" else queue.remove(job.job_id)
+        return {"FINISHED"}
+
+
+class EFFIGY_OT_open_log(_JobOperator, bpy.types.Operator):
+    """Show the log in a text editor: of a job, or of what made the active avatar."""
+
+    bl_idname = "effigy.open_log"
+    bl_label = "Show Log"
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        """Put the log into a text of this file and open a window with it."""
+        name, places = self._places(context)
+        log = next((path for path in places if path.is_file()), None)
         if log is None:
-            self.report({"WARNING"}, "This job has no log yet")
+            self.report({"WARNING"}, "There is no log yet")
             return {"CANCELLED"}
-        text = bpy.data.texts.load(str(log), internal=True)
+        try:
+            content = log.read_text("utf-8", errors="replace")
+        except OSError as error:
+            self.report({"ERROR"}, f"{log} cannot be read ({error.strerror})")
+            return {"CANCELLED"}
+        text = bpy.data.texts.get(name) or bpy.data.texts.new(name)
+        text.from_string(content[-_LONGEST_LOG:])
+        text.current_line_index = len(text.lines) - 1  # what went wrong stands at the end
         if context.window is not None:
             bpy.ops.wm.window_new()
             area = context.window_manager.windows[-1].screen.areas[0]
             area.type = "TEXT_EDITOR"
             area.spaces.active.text = text
         return {"FINISHED"}
+
+    def _places(self, context: bpy.types.Context) -> tuple[str, list[Path]]:
+        """A name for the text, and where the log may be."""
+        queue, rig = session.current().queue, avatar_rig(context)
+        if self.job_id:
+            job = queue.job(self.job_id) if queue is not None else None
+            own = [] if job is None else [job.log, job.folder / "result" / "log.txt", job.folder / "log.txt"]
+            return f"{job.title or job.job_id} log" if job else "log", [path for path in own if path is not None]
+        bundle = None if rig is None else rig.get(BUNDLE_PROPERTY)
+        return f"{rig.name} log" if rig else "log", [] if bundle is None else [Path(bundle) / "log.txt"]
 
 
 class EFFIGY_OT_insert_result(_JobOperator, bpy.types.Operator):
@@ -151,6 +200,7 @@ class EFFIGY_OT_insert_result(_JobOperator, bpy.types.Operator):
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
         objects = insert_avatar(photo_name(loaded.job), cloud, avatar, "PHOTO")
+        stand_beside_others(objects, context.scene)
         remember(objects.armature, loaded.job.folder / "result", result)
         remember_request(objects.armature, result, loaded.job.folder / loaded.job.image)
         show_splats(objects.cloud, not bpy.app.background)
@@ -175,10 +225,11 @@ class EFFIGY_OT_regenerate(bpy.types.Operator):
         assert rig is not None
         try:
             method, request, photo = remembered_request(rig)
-            session.current().jobs(context).submit(method, request_to_json(request), photo)
+            session.current().submit(context, method, request_to_json(request), photo)
         except (ValueError, NoBackendError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
+        self.report({"INFO"}, f"{rig.name} is queued")
         return {"FINISHED"}
 
 
@@ -240,7 +291,7 @@ class EFFIGY_OT_relink(bpy.types.Operator):
 
 
 class EFFIGY_OT_use_editor_image(bpy.types.Operator):
-    """Take the picture that the Image Editor shows as the photo."""
+    """Take the picture that an Image Editor shows, or that of the active reference image, as the photo."""
 
     bl_idname = "effigy.use_editor_image"
     bl_label = "From Image Editor"
@@ -248,12 +299,12 @@ class EFFIGY_OT_use_editor_image(bpy.types.Operator):
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
-        """Needs an Image Editor with a picture."""
-        return _editor_image(context) is not None
+        """Needs such a picture."""
+        return picture_at_hand(context) is not None
 
     def execute(self, context: bpy.types.Context) -> set[str]:
         """Choose it."""
-        context.scene.effigy.image = _editor_image(context)
+        context.scene.effigy.image = picture_at_hand(context)
         return {"FINISHED"}
 
 
@@ -273,21 +324,34 @@ class EFFIGY_OT_drop_photo(bpy.types.Operator):
         except RuntimeError as error:
             self.report({"ERROR"}, f"{Path(self.filepath).name} is no picture that Blender reads: {error}".strip())
             return {"CANCELLED"}
+        session.redraw_panels()
         return {"FINISHED"}
 
 
 class EFFIGY_FH_photo(bpy.types.FileHandler):
-    """Picture files dropped on the 3D view's sidebar."""
+    """Picture files dropped on the 3D view or its sidebar."""
 
     bl_idname = "EFFIGY_FH_photo"
-    bl_label = "Photo for an avatar"
+    bl_label = "Photo for an Avatar"
     bl_import_operator = "effigy.drop_photo"
     bl_file_extensions = ".jpg;.jpeg;.png;.webp;.tif;.tiff;.bmp"
 
     @classmethod
     def poll_drop(cls, context: bpy.types.Context) -> bool:
-        """In the view itself Blender adds a reference empty; the sidebar takes photos."""
-        return context.area is not None and context.area.type == "VIEW_3D" and context.region.type == "UI"
+        """In the view itself Blender asks whether it is a photo, a reference or a background; the sidebar knows."""
+        return context.area is not None and context.area.type == "VIEW_3D" and context.region.type in ("WINDOW", "UI")
+
+
+class EFFIGY_OT_show_preferences(bpy.types.Operator):
+    """Open the add-on's preferences, where its backend is set up."""
+
+    bl_idname = "effigy.show_preferences"
+    bl_label = "Set Up in Preferences"
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        """Open them at this add-on."""
+        bpy.ops.preferences.addon_show(module=ADDON_ID)
+        return {"FINISHED"}
 
 
 class EFFIGY_OT_doctor(bpy.types.Operator):
@@ -322,20 +386,37 @@ def remember_request(rig: bpy.types.Object, result: Mapping[str, object], photo:
 
 
 def remembered_request(rig: bpy.types.Object) -> tuple[str, Request, Path]:
-    """Method, request and photo that `remember_request` wrote.
+    """Method, request and photo that `remember_request` wrote; the bundle's copy of the photo if that one is gone.
 
     Raises:
         ValueError: If they are damaged, or of a version with other parameters; one line.
     """
     try:
         memory = json.loads(rig[REQUEST_PROPERTY])
-        return memory["method"], request_from_json(memory["method"], memory["request"]), Path(memory["photo"])
+        method, photo = memory["method"], Path(memory["photo"])
+        request = request_from_json(method, memory["request"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{rig.name} no longer says how it was made; choose its photo and generate anew") from error
+    if not photo.is_file() and BUNDLE_PROPERTY in rig:
+        photo = next(iter(sorted(Path(rig[BUNDLE_PROPERTY]).glob("input.*"))), photo)
+    return method, request, photo
+
+
+def stand_beside_others(objects: AvatarObjects, scene: bpy.types.Scene) -> None:
+    """Move a new avatar and its camera aside, as far as it takes not to stand inside another."""
+    rig = objects.armature
+    others = [ob.matrix_world.translation for ob in scene.objects if is_avatar_rig(ob) and ob != rig]
+    aside_m = 0.0
+    while any(abs(place.x - aside_m) < _APART_M / 2 and abs(place.y) < _APART_M / 2 for place in others):
+        aside_m += _APART_M
+    rig.location.x += aside_m
+    objects.camera.location.x += aside_m
 
 
 def photo_name(job: Job) -> str:
     """What an artist calls the job's photo: its file name without the ending; the job's id where that is lost."""
+    if job.title:
+        return job.title
     try:
         content = json.loads((job.folder / REQUEST).read_text("utf-8"))
         return Path(str(content["name"])).stem or job.job_id
@@ -365,7 +446,12 @@ def photo_file(image: bpy.types.Image) -> Path:
     return target
 
 
-def _editor_image(context: bpy.types.Context) -> bpy.types.Image | None:
+def picture_at_hand(context: bpy.types.Context) -> bpy.types.Image | None:
+    """A picture that an Image Editor of this screen shows, else that of the active reference empty."""
     areas = context.screen.areas if context.screen is not None else ()
     spaces = (area.spaces.active for area in areas if area.type == "IMAGE_EDITOR")
-    return next((space.image for space in spaces if space.image is not None), None)
+    shown = next((space.image for space in spaces if space.image is not None), None)
+    ob = context.active_object
+    if shown is None and ob is not None and ob.type == "EMPTY" and isinstance(ob.data, bpy.types.Image):
+        return ob.data
+    return shown

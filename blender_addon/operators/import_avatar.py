@@ -8,7 +8,8 @@ import bpy
 
 from ..cloud.viewport import show_splats
 from ..rig.assemble import insert_avatar
-from ..shared.avatar import BundleError, read_bundle
+from ..shared.avatar import BundleError, read_bundle, read_result
+from .generate import remember, remember_request, stand_beside_others
 
 
 class EFFIGY_OT_import_avatar(bpy.types.Operator):
@@ -41,10 +42,17 @@ class EFFIGY_OT_import_avatar(bpy.types.Operator):
         folder = Path(bpy.path.abspath(self.directory))
         try:
             cloud, avatar = read_bundle(folder)
+            # Only a job's folder has it; the rig of any bundle works.
+            result = read_result(folder) if (folder / "result.json").is_file() else {}
         except (BundleError, ValueError, OSError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
         objects = insert_avatar(folder.name or "avatar", cloud, avatar, self.pose)
+        stand_beside_others(objects, context.scene)
+        if result:
+            photo = next(iter(sorted(folder.glob("input.*"))), folder / "input.png")
+            remember(objects.armature, folder, result)
+            remember_request(objects.armature, result, photo)
         show_splats(objects.cloud, not bpy.app.background)
         self.report({"INFO"}, f"{len(cloud)} Gaussians imported from {folder.name}")
         return {"FINISHED"}
