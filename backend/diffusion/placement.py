@@ -12,22 +12,19 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
 from backend import memory
 from backend.context import Context
+from backend.diffusion.resting import blocks, rest_on_disk
 from backend.errors import FAILED, MODEL_MISSING, UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Storage = Literal["same", "fp8", "int8", "nf4"]
 Offload = Literal["none", "model", "group", "sequential"]
@@ -43,6 +40,9 @@ FP8 = torch.float8_e4m3fn
 
 GROUP_SHARE = 0.12
 """Part of a model that lies on the device under group offload: two blocks of about forty, and what is in no block."""
+
+MANY_BLOCKS = 12
+"""From here on blocks are small enough to travel whole."""
 
 LEAF_SHARE = 0.02
 """The same under sequential offload: the largest layer."""
@@ -150,7 +150,7 @@ def preset_of(device: str, memory_bytes: int) -> Preset:
     if kind in ("cpu", "mps"):
         return "cpu" if kind == "cpu" else "apple"
     # A card sold as 24 GB has 23.5e9 to 25.7e9 bytes, of which some are always taken.
-    fitting = [name for name, size in PRESET_BYTES.items() if memory_bytes >= 0.9 * size]
+    fitting: list[Preset] = [name for name, size in PRESET_BYTES.items() if memory_bytes >= 0.9 * size]
     return fitting[-1] if fitting else "8gb"
 
 
@@ -418,7 +418,7 @@ def _place_module(module: nn.Module, placement: Placement) -> None:
     else:
         _store(module, placement)
         if kind in ("cpu", "mps") or placement.folder is not None:
-            _offload_to_disk(module, placement)
+            rest_on_disk(module, placement.device, placement.offload, placement.folder)
         else:
             _offload_to_memory(module, placement)
     if placement.tiling:
@@ -434,7 +434,7 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 def _store(module: nn.Module, placement: Placement) -> None:
     if placement.storage == "fp8":
-        from diffusers.hooks import apply_layerwise_casting
+        from diffusers.hooks.layerwise_casting import apply_layerwise_casting
 
         if hasattr(module, "enable_layerwise_casting"):
             _pipeline(module).enable_layerwise_casting(storage_dtype=FP8, compute_dtype=placement.dtype)
@@ -470,15 +470,16 @@ def _offload_to_memory(module: nn.Module, placement: Placement) -> None:
 
         cpu_offload_with_hook(module, torch.device(placement.device))
     elif placement.offload == "group":
-        from diffusers.hooks import apply_group_offloading
+        from diffusers.hooks.group_offloading import apply_group_offloading
 
-        # Streams bring the next block while this one works; pinned copies are made one block at a time.
+        # Streams bring the next part while this one works; pinned copies are made one part at a time. The blocks of a
+        # UNet are few and large: its layers come one by one.
         stream = torch.device(placement.device).type == "cuda"
         apply_group_offloading(
             module,
             onload_device=torch.device(placement.device),
             offload_device=torch.device("cpu"),
-            offload_type="block_level",
+            offload_type="block_level" if len(blocks(module)) >= MANY_BLOCKS else "leaf_level",
             num_blocks_per_group=1,
             use_stream=stream,
             low_cpu_mem_usage=True,
@@ -487,85 +488,3 @@ def _offload_to_memory(module: nn.Module, placement: Placement) -> None:
         from accelerate import cpu_offload
 
         cpu_offload(module, torch.device(placement.device))
-
-
-class _Resting(Mapping[str, "Tensor"]):
-    """The tensors of one safetensors file, mapped when they are asked for."""
-
-    def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
-        self._file: Any = safe_open(path, framework="pt", device="cpu")
-        self._names = list(self._file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _offload_to_disk(module: nn.Module, placement: Placement) -> None:
-    """To a file in the placement's folder; what works is mapped from it, whole blocks or models at a time."""
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_align_device_hook
-    from safetensors.torch import save_file
-
-    folder = Path(tempfile.mkdtemp(prefix="resting-", dir=_made(placement.folder)))
-    path = folder / "weights.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in _distinct(module).items()}, path)
-    resting = _Aliases(_Resting(path), _names_by_storage(module))
-    whole = {"model": [type(module).__name__], "group": _block_classes(module), "sequential": None}[placement.offload]
-    add_hook_to_module(module, AlignDevicesHook(io_same_device=True), append=True)
-    attach_align_device_hook(
-        module,
-        execution_device=torch.device(placement.device),
-        offload=True,
-        offload_buffers=False,
-        weights_map=resting,
-        preload_module_classes=whole,
-    )
-
-
-class _Aliases(Mapping[str, "Tensor"]):
-    """Tied weights lie in the file once and are found under each of their names."""
-
-    def __init__(self, resting: _Resting, first_names: Mapping[str, str]) -> None:
-        self._resting, self._first = resting, first_names
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._resting[self._first[name]]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._first)
-
-    def __len__(self) -> int:
-        return len(self._first)
-
-
-def _names_by_storage(module: nn.Module) -> dict[str, str]:
-    first: dict[tuple[int, torch.Size], str] = {}
-    return {name: first.setdefault((t.data_ptr(), t.shape), name) for name, t in module.state_dict().items()}
-
-
-def _distinct(module: nn.Module) -> dict[str, Tensor]:
-    state = module.state_dict()
-    return {name: state[name] for name in dict.fromkeys(_names_by_storage(module).values())}
-
-
-def _block_classes(module: nn.Module) -> list[str]:
-    """Classes of the repeated blocks: what the model itself names, else the children of its lists."""
-    named = getattr(module, "_repeated_blocks", None) or getattr(module, "_no_split_modules", None)
-    present = {type(part).__name__ for part in module.modules()}
-    if named and present & set(named):
-        return sorted(present & set(named))
-    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList | nn.Sequential)]
-    return sorted({type(child).__name__ for part in lists for child in part})
-
-
-def _made(folder: Path | None) -> Path | None:
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -235,6 +235,28 @@ def detect_face(image: np.ndarray, pose: PoseObservation) -> np.ndarray:
     return np.median(runs if len(runs) < 3 else runs[1:], axis=0)
 
 
+def detect_faces(image: np.ndarray, most: int = 6) -> list[np.ndarray]:
+    """Face landmarks wherever the face detector looks by itself, without a body: for pictures of heads.
+
+    Args:
+        image: [H, W, 3] uint8 RGB.
+        most: Faces at most.
+
+    Returns:
+        [478, 3] x, y, z in px of each face, the largest first.
+    """
+    height, width = image.shape[:2]
+    with (
+        _native_log_hidden(),
+        mp.solutions.face_mesh.FaceMesh(
+            static_image_mode=True, max_num_faces=most, refine_landmarks=True, min_detection_confidence=0.3
+        ) as network,
+    ):
+        found = network.process(np.ascontiguousarray(image)).multi_face_landmarks or []
+    faces = [np.array([[p.x * width, p.y * height, p.z * width] for p in face.landmark]) for face in found]
+    return sorted(faces, key=lambda face: -float(np.prod(np.ptp(face[:, :2], axis=0))))
+
+
 def detect_hand(image: np.ndarray, pose: PoseObservation, side: str) -> tuple[np.ndarray, np.ndarray]:
     """Landmarks of one hand, looked for around the pose's wrist.
 
