@@ -59,6 +59,14 @@ class PoseTrack:
         width: Of a frame, pixels.
         height: Of a frame, pixels.
         frames_per_second: Of the track.
+        poses: float32 [F, 55, 3], the rotations behind the joints, axis-angle in the parent's frame; None if unknown.
+        pelvis_m: float32 [F, 3], where the pelvis is in the world; None if unknown.
+        w2c: float64 [4, 4], the fixed camera; None if unknown.
+        focal_px: Its focal length; the principal point is the middle of the picture.
+        head_px: float32 [F, 5, 2], nose, left eye, right eye, left ear, right ear; NaN where hidden; None: guessed from
+            the joints and the face.
+        toes_px: float32 [F, 2, 2], front of the left and the right foot; None: guessed from the joints.
+        faces: uint8 [F, S, S, 3], a face, anybody's, that makes the wished expressions; None: the model chooses.
     """
 
     joints_px: np.ndarray
@@ -68,6 +76,13 @@ class PoseTrack:
     width: int
     height: int
     frames_per_second: float
+    poses: np.ndarray | None = None
+    pelvis_m: np.ndarray | None = None
+    w2c: np.ndarray | None = None
+    focal_px: float = 0.0
+    head_px: np.ndarray | None = None
+    toes_px: np.ndarray | None = None
+    faces: np.ndarray | None = None
 
 
 class VideoGenerator(Generator, Protocol):
