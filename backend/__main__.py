@@ -1,4 +1,4 @@
-"""The command line: `python -m backend generate|render|convert|bench|doctor`.
+"""The command line: `python -m backend generate|render|convert|models|bench|doctor`.
 
 Exit codes: 0 done, 1 failed, 2 bad request, 3 a model or device is missing. On failure one line on stderr says what is
 wrong and what to do next; the log has the rest.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from backend import __version__
 from backend.errors import BAD_REQUEST, FAILED, INSTALL, MODEL_MISSING, UserError, missing_package
+from backend.in_use import hold_environment
 
 AXES = ("y_up", "y_down", "z_up")
 
@@ -49,7 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     render.add_argument("--turntable", type=int, default=1, metavar="N", help="N views around: NAME_000.png and so on")
     render.add_argument("--from-axes", choices=AXES, help="of a splat file, where they are not what its format says")
     render.add_argument("--pose", choices=("rest", "photo"), default="rest", help="of an avatar")
-    render.add_argument("--set", action="append", default=[], metavar="CONTROL=VALUE", help="a facial action, 0..1")
+    render.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="CONTROL=VALUE",
+        help="a facial action, 0..1, or a learned control",
+    )
 
     bench = commands.add_parser("bench", help="measure how fast the parts are, against named alternatives")
     bench.add_argument("names", nargs="*", metavar="NAME", help="which; all if none is named")
@@ -72,9 +79,43 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--memory-gb", type=float, default=0.0, metavar="N", help="a job plans with so much at most")
     serve.add_argument("--offline", action="store_true", help="refuse every connection")
 
+    _add_models(commands)
+
     doctor = commands.add_parser("doctor", help="say what works on this machine")
     doctor.add_argument("--json", action="store_true", help="for programs")
     return parser
+
+
+def _add_models(commands: Any) -> None:
+    """The subcommand models, its actions and their options."""
+    parser = commands.add_parser("models", help="the pretrained models: list, fetch, verify, import, convert, remove")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="folder of models, else EFFIGY_MODELS")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line, for programs")
+    parser.add_argument("--offline", action="store_true", help="refuse every connection")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+
+    actions.add_parser("list", help="all models: licence, size, whether it is installed")
+    fetch = actions.add_parser("fetch", help="download, or go on where a download stopped")
+    fetch.add_argument("ids", nargs="+", metavar="ID")
+    fetch.add_argument("--accept", action="append", default=[], metavar="LICENCE", help="the licence, as list names it")
+    fetch.add_argument("--mirror", metavar="URL", help="another hub, else EFFIGY_HUB or HF_ENDPOINT")
+    fetch.add_argument("--update", action="store_true", help="the newest commit instead of the locked one")
+    fetch.add_argument("--plan", action="store_true", help="only say what would be downloaded")
+    verify = actions.add_parser("verify", help="read every file again and compare its hash; needs no network")
+    verify.add_argument("ids", nargs="*", metavar="ID", help="else all that are installed")
+    adopt = actions.add_parser("import", help="take a model that is already on this machine")
+    adopt.add_argument("ids", nargs=1, metavar="ID")
+    adopt.add_argument("source", type=Path, metavar="PATH", help="a Hugging Face cache, a folder or a file")
+    adopt.add_argument("--copy", action="store_true", help="never link")
+    convert = actions.add_parser("convert", help="once, to a smaller storage")
+    convert.add_argument("ids", nargs=1, metavar="ID")
+    convert.add_argument("--to", choices=("bf16", "int8"), default="bf16")
+    remove = actions.add_parser("remove", help="delete from the disk")
+    remove.add_argument("ids", nargs="+", metavar="ID")
+    remove.add_argument("--storage", choices=("published", "bf16", "int8"), help="else all")
+    token = actions.add_parser("token", help="keep a token for gated models in the system's keyring (asked for)")
+    token.add_argument("--mirror", metavar="URL", help="the hub it is for")
+    token.add_argument("--forget", action="store_true", help="remove it")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,6 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code.
     """
     options = build_parser().parse_args(arguments)
+    in_use = hold_environment()
     try:
         return _run(options)
     except UserError as error:
@@ -98,6 +140,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return FAILED
+    finally:
+        if in_use is not None:
+            in_use.close()
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -126,6 +171,10 @@ def _run(options: argparse.Namespace) -> int:
 
         keep, memory = int(options.keep_gb * 1e9), int(options.memory_gb * 1e9)
         return serve(ServeOptions(options.jobs, options.keep_days, keep, options.offline, memory))
+    if options.command == "models":
+        from backend.models import models_command
+
+        return models_command(options)
     from backend.doctor import doctor
 
     return doctor(options.json)

@@ -66,3 +66,11 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def shown(path: Path) -> str:
+    """A path for messages and logs: the user's own folder, and with it the user's name, is "~"."""
+    try:
+        return str(Path("~") / path.relative_to(Path.home()))
+    except ValueError:
+        return str(path)

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from backend.diffusion.gate_onnx import external_files
 from backend.errors import MODEL_MISSING, UserError
+from backend.files import shown
 
 LARGEST_HEADER: Final = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
@@ -49,7 +50,7 @@ SWITCHES: Final[Mapping[str, str]] = {
 """Environment of the libraries; they read it when they are imported."""
 
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_READ: Final = (".safetensors", ".json", ".txt", ".model", ".jinja")
+READ: Final = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """What a loader may open. A sentencepiece `.model` and a template are data: the first is protobuf, the second is
 rendered in transformers' sandbox."""
 _IGNORED: Final = (".md", ".rst", ".part", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".gitattributes", ".gitignore")
@@ -139,14 +140,14 @@ def check_folder(folder: Path, *, onnx: bool = False) -> None:
         UserError: BAD_MODEL naming the first file that is refused, or NO_MODEL if there is no such folder.
     """
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; fetch or import the model again", MODEL_MISSING)
+        raise UserError(f"there is no folder {shown(folder)}; fetch or import the model again", MODEL_MISSING)
     for path in sorted(_files_under(folder)):
         suffix = path.suffix.lower()
         if suffix == ".safetensors":
             check_safetensors(path)
         elif suffix == ".onnx" and onnx:
             _check_onnx(path, folder)
-        elif suffix in _READ:
+        elif suffix in READ:
             _check_text(path)
         elif not (suffix in _IGNORED or path.name.lower() in _IGNORED_NAMES):
             raise _refusal(path, "only .safetensors are loaded" if suffix else "a file of this kind is never opened")
@@ -165,7 +166,7 @@ def _files_under(folder: Path) -> Iterator[Path]:
             if entry.is_symlink():
                 target = path.resolve()
                 if not any(target.is_relative_to(place) for place in allowed) or target.is_dir():
-                    raise _refusal(path, f"it is a link to {target}")
+                    raise _refusal(path, f"it is a link to {shown(target)}")
             if entry.is_dir():
                 pending.append(path)
             elif stat.S_ISREG(entry.stat().st_mode):
@@ -251,7 +252,9 @@ def _parse_json(path: Path, text: bytes, duplicates: bool = True) -> Any:
 
 
 def _refusal(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is not loaded: {why}; remove it and fetch the model again", MODEL_MISSING, "BAD_MODEL")
+    return UserError(
+        f"{shown(path)} is not loaded: {why}; remove it and fetch the model again", MODEL_MISSING, "BAD_MODEL"
+    )
 
 
 def quiet_imports() -> None:

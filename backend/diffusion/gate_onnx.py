@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from backend.errors import MODEL_MISSING, UserError
+from backend.files import shown
 
 # Fields of onnx.proto that lead to tensors: message -> field number -> message.
 _FIELDS: Final[Mapping[str, Mapping[int, str]]] = {
@@ -35,12 +36,12 @@ def external_files(path: Path) -> set[str]:
         UserError: BAD_MODEL, if the file is no protobuf.
     """
     if not path.stat().st_size:
-        raise UserError(f"{path} is empty; fetch the model again", MODEL_MISSING, "BAD_MODEL")
+        raise UserError(f"{shown(path)} is empty; fetch the model again", MODEL_MISSING, "BAD_MODEL")
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return set(_locations(data, 0, len(data), "model", 0))
     except ValueError as error:
-        raise UserError(f"{path} is no ONNX graph ({error}); remove it", MODEL_MISSING, "BAD_MODEL") from error
+        raise UserError(f"{shown(path)} is no ONNX graph ({error}); remove it", MODEL_MISSING, "BAD_MODEL") from error
 
 
 def _locations(data: mmap.mmap, begin: int, end: int, message: str, depth: int) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backend.errors import MODEL_MISSING, UserError
-from backend.files import read_json, write_json
+from backend.files import read_json, shown, write_json
 
 Origin = Literal["hub", "import", "convert"]
 
@@ -91,7 +91,7 @@ def read_lock(folder: Path) -> Lock | None:
             raise ValueError("a value that was never written here")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} is damaged; remove it and fetch the model again", MODEL_MISSING, "BAD_MODEL"
+            f"{shown(path)} is damaged; remove it and fetch the model again", MODEL_MISSING, "BAD_MODEL"
         ) from error
     return Lock(files=files, **texts)  # type: ignore[arg-type]
 

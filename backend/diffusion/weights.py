@@ -13,12 +13,15 @@ from backend.diffusion import gate, registry
 from backend.diffusion.lock import Lock, check, read_lock
 from backend.diffusion.registry import ModelRow
 from backend.errors import MODEL_MISSING, UserError
+from backend.files import shown
 
 if TYPE_CHECKING:
     from backend.diffusion.interfaces import Source
 
 Storage = Literal["published", "bf16", "int8"]
 """How the weights of a folder are stored: as they were published, or converted once by `models convert`."""
+
+STORAGES: tuple[Storage, ...] = ("published", "bf16", "int8")
 
 FOLDER = "EFFIGY_MODELS"
 """Environment variable with the folder of models."""
@@ -68,7 +71,7 @@ class Weights:
 
     def installed(self, model_id: str, storage: Storage | None = None) -> bool:
         """Whether a model is there (unread: `folder` looks closer); with no storage given, in any."""
-        kinds: tuple[Storage, ...] = ("published", "bf16", "int8") if storage is None else (storage,)
+        kinds = STORAGES if storage is None else (storage,)
         return any(self.lock(model_id, kind) is not None and self.place(model_id, kind).is_dir() for kind in kinds)
 
     def folder(self, model_id: str, storage: Storage | None = None) -> Path:
@@ -89,20 +92,20 @@ class Weights:
             if lock is not None and folder.is_dir():
                 _hold(row, folder, lock)
                 return folder
-        raise UserError(missing(row, storage), MODEL_MISSING)
+        raise UserError(missing(row, self, storage), MODEL_MISSING)
 
     def source(self, model_id: str) -> Source:
         """What goes into result.json about a model; its revision is what was locked, or the registry's."""
         from backend.diffusion.interfaces import Source  # knows torch, which listing models does not need
 
         row = registry.row(model_id)
-        locks = (self.lock(model_id, kind) for kind in ("published", "bf16", "int8"))
+        locks = (self.lock(model_id, kind) for kind in STORAGES)
         revision = next((lock.revision for lock in locks if lock is not None), row.revision or "")
         return Source(row.title, revision, row.licence, row.commercial)
 
 
-def missing(row: ModelRow, storage: Storage | None = None) -> str:
-    """One line: a model is not there, and the command that brings it."""
+def missing(row: ModelRow, weights: Weights, storage: Storage | None = None) -> str:
+    """One line: a model is not there, where it belongs, and the command that brings it."""
     if storage in ("bf16", "int8"):
         step = f"run: python -m backend models convert {row.id} --to {storage}"
     elif row.fetchable:
@@ -110,7 +113,11 @@ def missing(row: ModelRow, storage: Storage | None = None) -> str:
     else:
         where = row.licence_url or "see its note"
         step = f"get it yourself ({where}) and run: python -m backend models import {row.id} FOLDER"
-    return f"the model {row.id} ({row.title}) is not installed; {step}"
+    first = (
+        f"{row.files[0].path} and the rest" if len(row.files) > 1 else row.files[0].path if row.files else "its files"
+    )
+    place = f"{first} belong into {shown(weights.place(row.id, storage or 'published'))}"
+    return f"the model {row.id} ({row.title}) is not installed ({place}); {step}"
 
 
 def _hold(row: ModelRow, folder: Path, lock: Lock) -> None:
@@ -144,9 +151,8 @@ def installed_models(root: Path | None = None) -> tuple[Installed, ...]:
     """All models that are there, in the registry's order; nothing is read but the locks."""
     weights = Weights(root or default_folder())
     found = []
-    kinds: tuple[Storage, ...] = ("published", "bf16", "int8")
     for row in registry.ROWS:
-        for kind in kinds:
+        for kind in STORAGES:
             lock = weights.lock(row.id, kind)
             if lock is not None and weights.place(row.id, kind).is_dir():
                 found.append(Installed(row, kind, lock.total_bytes, lock))
