@@ -75,19 +75,19 @@ class Worn:
 
 
 @dataclass(frozen=True)
-class _Measures:
+class Measures:
     size: float  # body height over 1.7 m, at most 1.1
     crotch_y: float
     waist_y: float
     neck: Array  # [3]
 
 
-def _measures(body: OracleBody) -> _Measures:
+def measures_of(body: OracleBody) -> Measures:
     v, dominant = body.vertices_m, body.dominant()
     middle = (np.abs(v[:, 0]) < 0.012) & np.isin(dominant, [0, 1, 2, 3])
     spine1 = body.joints_m[body.joint("spine1")]
     neck = body.joints_m[body.joint("neck")] + [0, 0.01, 0.03]
-    return _Measures(min(v[:, 1].max() / 1.7, 1.1), float(v[middle][:, 1].min()), float(spine1[1]), neck)
+    return Measures(min(v[:, 1].max() / 1.7, 1.1), float(v[middle][:, 1].min()), float(spine1[1]), neck)
 
 
 def _along(value: Array, start: float, elbow: float, end: float) -> Array:
@@ -107,7 +107,7 @@ def _leg_share(body: OracleBody, rest: Array) -> Array:
 
 
 def _top_inside(body: OracleBody, garment: Garment) -> Callable[[Array], Array]:
-    measures, size = _measures(body), _measures(body).size
+    measures, size = measures_of(body), measures_of(body).size
     shoulder_x = abs(body.joints_m[body.joint("left_shoulder"), 0])
     arm_length = abs(body.joints_m[body.joint("left_wrist"), 0]) - shoulder_x
 
@@ -125,7 +125,7 @@ def _top_inside(body: OracleBody, garment: Garment) -> Callable[[Array], Array]:
 
 
 def _bottom_inside(body: OracleBody, garment: Garment) -> Callable[[Array], Array]:
-    measures = _measures(body)
+    measures = measures_of(body)
     hip, ankle = (body.joints_m[body.joint(f"left_{j}"), 1] for j in ("hip", "ankle"))
     top = measures.waist_y + 0.02 if garment.rise_m is None else measures.crotch_y + garment.rise_m * measures.size
 
@@ -137,7 +137,7 @@ def _bottom_inside(body: OracleBody, garment: Garment) -> Callable[[Array], Arra
 
 
 def _looseness(body: OracleBody, garment: Garment, rest: Array) -> Array:
-    size = _measures(body).size
+    size = measures_of(body).size
     if garment.kind == "top":
         share = np.clip(_arm_share(body, rest) / max(garment.sleeve, 0.3), 0, 1)
     elif garment.kind == "bottom":
@@ -147,8 +147,8 @@ def _looseness(body: OracleBody, garment: Garment, rest: Array) -> Array:
     return (garment.loose_m + (garment.end_loose_m - garment.loose_m) * share) * size
 
 
-def _pattern_colours(body: OracleBody, garment: Garment, rest: Array, seed: int) -> Array:
-    measures = _measures(body)
+def pattern_colours(body: OracleBody, garment: Garment, rest: Array, seed: int) -> Array:
+    measures = measures_of(body)
     colours = np.tile(np.asarray(garment.colour), (len(rest), 1))
     second = np.asarray(garment.second)
     x, y, z = rest.T
@@ -207,7 +207,7 @@ def _wear_sheet(posed: PosedBody, garment: Garment, seed: int, detail: int) -> W
     normals = smooth(vertex_normals(body_points, sheet.triangles), neighbours, 10)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
     if garment.over_m > 0:  # cloth that hangs free keeps its height
-        normals[:, 1] *= 1 - np.clip((_measures(body).waist_y - rest[:, 1]) / 0.05, 0, 1)
+        normals[:, 1] *= 1 - np.clip((measures_of(body).waist_y - rest[:, 1]) / 0.05, 0, 1)
         normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
     loose = smooth(_looseness(body, garment, rest), neighbours, 6)
     hang = 1 + 0.7 * np.clip(-normals[:, 1], 0, 1) * (loose > 0.015)
@@ -219,14 +219,14 @@ def _wear_sheet(posed: PosedBody, garment: Garment, seed: int, detail: int) -> W
     short = np.minimum(0.7 * loose, 0.012) - ((points - body_points) * normals).sum(1)
     points = points + normals * np.clip(short, 0, None)[:, None]
     if garment.over_m > 0:
-        points = _hang_over(posed, points, rest, garment.over_m * _measures(body).size)
+        points = _hang_over(posed, points, rest, garment.over_m * measures_of(body).size)
     bend = rest + 0.04 * np.stack([noise(rest, 0.3, seed + k) for k in (6, 7, 8)], 1)
     rise = garment.wrinkle_m * (noise(bend, 0.22, seed) + 0.7 * (0.8 - np.abs(noise(bend, 0.17, seed + 5))))
     points = points + normals * np.maximum(rise, -0.5 * loose)[:, None]
     if garment.pattern != "plain":  # crisp edges of stripes and checks
         fine = subdivide(Sheet(identity(len(points), format="csr"), sheet.triangles), 1)
         points, rest, sheet = fine.mix @ points, fine.mix @ rest, Sheet(fine.mix @ sheet.mix, fine.triangles)
-    colours = _pattern_colours(body, garment, rest, seed)
+    colours = pattern_colours(body, garment, rest, seed)
     hem = _hem_distance(points, sheet.triangles)
     colours[(hem > 0.016) & (hem < 0.020)] *= 0.78
     if garment.extra.get("band"):
@@ -238,7 +238,7 @@ def _wear_sheet(posed: PosedBody, garment: Garment, seed: int, detail: int) -> W
 
 def _hang_over(posed: PosedBody, points: Array, rest: Array, clear_m: float) -> Array:
     """Pushes cloth below the waist out to ``clear_m`` beyond the convex outline of hips and thighs at its height."""
-    measures = _measures(posed.body)
+    measures = measures_of(posed.body)
     legs = posed.vertices_m[np.isin(posed.body.dominant(), [0, 1, 2, 3, 6])]
     axis = posed.joints_m[0, [0, 2]]
     angles = np.linspace(-np.pi, np.pi, 181)
@@ -318,7 +318,7 @@ def _support_ring(flat: Array, angles: Array) -> Array:
 def _wear_skirt(posed: PosedBody, garment: Garment, seed: int) -> Worn:
     """Drapes a tube round waist and legs: each ring's support function encloses the body and never tucks in much."""
     body, posed_m = posed.body, posed.vertices_m
-    measures, rows, columns = _measures(body), 60, 220
+    measures, rows, columns = measures_of(body), 60, 220
     legs = np.isin(body.dominant(), [0, 1, 2, 3, 4, 5, 6])
     drop = posed.joints_m[0, 1] - body.joints_m[0, 1]
     top_y = measures.waist_y + 0.045 + drop
@@ -353,13 +353,13 @@ def _wear_skirt(posed: PosedBody, garment: Garment, seed: int) -> Worn:
     flat = np.stack([np.tile(angles, rows), np.repeat(np.arange(rows), columns) / rows], 1)
     ahead = posed.rotations[0] @ [0.0, 0.0, 1.0]
     flat[:, 0] += np.pi / 2 - np.arctan2(ahead[2], ahead[0])
-    colours = _skirt_colours(garment, flat, points, seed)
+    colours = skirt_colours(garment, flat, points, seed)
     solid, triangles = solidify(points, grid_triangles(rows, columns, closed=True), 0.004)
     mesh = Mesh(solid, triangles, np.concatenate([colours, colours * 0.5]), garment.surface)
     return Worn([mesh], np.zeros(len(posed_m), bool))
 
 
-def _skirt_colours(garment: Garment, flat: Array, points: Array, seed: int) -> Array:
+def skirt_colours(garment: Garment, flat: Array, points: Array, seed: int) -> Array:
     """flat: [N,2] angle (front = pi/2) and share of the length."""
     colours = np.tile(np.asarray(garment.colour), (len(points), 1))
     second, front = np.asarray(garment.second), np.abs(np.angle(np.exp(1j * (flat[:, 0] - np.pi / 2))))
@@ -381,7 +381,7 @@ def _skirt_colours(garment: Garment, flat: Array, points: Array, seed: int) -> A
 def _wear_collar(posed: PosedBody, garment: Garment, seed: int) -> Worn:
     """A collar (stands round the neck) or a hood (a thick roll that lies behind it), as a bent tube."""
     body, posed_m = posed.body, posed.vertices_m
-    size, columns, around = _measures(body).size, 120, 24
+    size, columns, around = measures_of(body).size, 120, 24
     hood = garment.kind == "hood"
     angle = np.linspace(0, 2 * np.pi, columns, endpoint=False)  # 0 is the front
     back = 0.5 - 0.5 * np.cos(angle)

@@ -69,7 +69,7 @@ def _fall(value: Array, edge: float, width: float) -> Array:
     return 1 - t * t * (3 - 2 * t)
 
 
-def _paint_eyeballs(body: OracleBody, rest: Array, eye_share: Array, face: Face) -> Array:
+def paint_eyeballs(body: OracleBody, rest: Array, eye_share: Array, face: Face) -> Array:
     colours = np.tile([0.93, 0.92, 0.90], (len(rest), 1))
     for side in ("left_eye", "right_eye"):
         joint = body.joint(side)
@@ -138,7 +138,7 @@ def skin_meshes(posed: PosedBody, hidden: NDArray[np.bool_], face: Face, seed: i
         sheet = subdivide(sheet_of(len(posed_m), body.triangles, keep), detail)
         rest = sheet.mix @ body.vertices_m
         if surface == "eye":
-            colours = _paint_eyeballs(body, rest, sheet.mix @ eye.astype(float), face)
+            colours = paint_eyeballs(body, rest, sheet.mix @ eye.astype(float), face)
         else:
             colours = paint_skin(body, rest, sheet.mix @ body.lips, sheet.mix @ body.lids, face, seed)
         made.append(Mesh(sheet.mix @ posed_m, sheet.triangles, colours, "eye" if surface == "eye" else "skin"))

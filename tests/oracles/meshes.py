@@ -116,9 +116,8 @@ def vertex_normals(points_m: Array, triangles: Ints) -> Array:
     """Gives area-weighted unit normals [N,3]."""
     a, b, c = (points_m[triangles[:, k]] for k in range(3))
     face = np.cross(b - a, c - a)
-    normals = np.zeros_like(points_m)
-    for k in range(3):
-        np.add.at(normals, triangles[:, k], face)
+    corners, count = triangles.T.ravel(), len(points_m)
+    normals = np.stack([np.bincount(corners, np.tile(face[:, axis], 3), count) for axis in range(3)], 1)
     return normals / (np.linalg.norm(normals, axis=1, keepdims=True) + 1e-12)
 
 
