@@ -30,7 +30,7 @@ def render_command(options: Namespace, controls: Mapping[str, str]) -> int:
 
     Args:
         options: Of the command line.
-        controls: Weights of facial actions as texts.
+        controls: Weights of facial actions and values of learned controls, as texts.
 
     Returns:
         The exit code.
@@ -83,10 +83,10 @@ def _posed_source(source: Path, options: Namespace, controls: Mapping[str, str])
     cloud, avatar = read_source(source, options.from_axes)
     pose_name: str = options.pose
     if avatar is not None:
-        weights = parse_controls(controls, avatar)
+        actions, sliders = parse_controls(controls, avatar)
         pose = avatar.photo_pose if pose_name == "photo" else np.zeros_like(avatar.photo_pose)
         expression = photo_actions(avatar) if pose_name == "photo" else {}
-        return pose_avatar(cloud, avatar, pose, actions=expression | weights)
+        return pose_avatar(cloud, avatar, pose, actions=expression | actions, sliders=sliders)
     if controls or pose_name != "rest":
         raise UserError(f"{source} is no avatar and cannot be posed; give the folder of an avatar")
     return cloud
@@ -122,24 +122,32 @@ def read_source(source: Path, axes: Axes | None = None) -> tuple[GaussianCloud, 
         raise UserError(f"{source} cannot be read ({error}); give the folder of an avatar or a splat file") from error
 
 
-def parse_controls(controls: Mapping[str, str], avatar: Avatar) -> dict[str, float]:
-    """Weights of shape keys from texts.
+def parse_controls(controls: Mapping[str, str], avatar: Avatar) -> tuple[dict[str, float], dict[str, float]]:
+    """Weights of facial actions, and values of learned controls, from texts.
 
     Raises:
-        UserError: If a name is unknown or a value is no number from 0 to 1.
+        UserError: If a name is unknown or a value is no number in its range.
     """
-    names = {str(name) for name in avatar.shape_key_names}
-    weights: dict[str, float] = {}
+    actions = {str(name): (0.0, 1.0) for name in avatar.shape_key_names}
+    learned = avatar.controls
+    rows = [] if learned is None else learned.sliders
+    sliders = {str(learned.names[k]): tuple(learned.ranges[k, :2].tolist()) for k in rows} if learned else {}
+    values: dict[str, float] = {}
     for name, text in controls.items():
-        if name not in names:
-            raise UserError(f"the avatar has no control {name!r}; it has: {', '.join(sorted(names))}")
+        limits = (actions | sliders).get(name)
+        if limits is None:
+            known = ", ".join([*sliders, *sorted(actions)])
+            raise UserError(f"the avatar has no control {name!r}; it has: {known}")
         try:
-            weights[name] = float(text)
+            values[name] = float(text)
         except ValueError:
-            weights[name] = math.nan
-        if not 0.0 <= weights[name] <= 1.0:
-            raise UserError(f"{name} takes a number from 0 to 1, not {text!r}")
-    return weights
+            values[name] = math.nan
+        if not limits[0] <= values[name] <= limits[1]:
+            raise UserError(f"{name} takes a number from {limits[0]:g} to {limits[1]:g}, not {text!r}")
+    return (
+        {name: value for name, value in values.items() if name in actions},
+        {name: value for name, value in values.items() if name in sliders},
+    )
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

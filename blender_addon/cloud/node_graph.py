@@ -46,6 +46,34 @@ class NodeGraph:
             self.link(value, socket)
         return active(node.outputs)
 
+    def boolean(self, operation: str, *values: Socket) -> Socket:
+        """A Boolean Math node."""
+        node = self.node("FunctionNodeBooleanMath", operation=operation)
+        for value, socket in zip(values, node.inputs, strict=False):
+            self.link(value, socket)
+        return node.outputs[0]
+
+    def compare(self, operation: str, value: Value, other: Value) -> Socket:
+        """A Compare node for floats, exact."""
+        node = self.node("FunctionNodeCompare", data_type="FLOAT", operation=operation)
+        for name, entry in (("A", value), ("B", other), ("Epsilon", 0.0)):
+            self.link(entry, active(node.inputs, name))
+        return node.outputs[0]
+
+    def switch(self, kind: str, condition: Socket, if_false: Value, if_true: Value) -> Socket:
+        """A Switch node of that input type."""
+        node = self.node("GeometryNodeSwitch", input_type=kind)
+        for name, value in (("Switch", condition), ("False", if_false), ("True", if_true)):
+            self.link(value, active(node.inputs, name))
+        return active(node.outputs)
+
+    def rotate(self, first: Socket, second: Socket) -> Socket:
+        """The product first * second of two rotations."""
+        node = self.node("FunctionNodeRotateRotation", rotation_space="LOCAL")
+        self.link(first, node.inputs[0])
+        self.link(second, node.inputs[1])
+        return node.outputs[0]
+
     def attribute(self, name: str, data_type: str) -> Socket:
         """Named Attribute of a geometry tree."""
         node = self.node("GeometryNodeInputNamedAttribute", data_type=data_type)
@@ -131,6 +159,19 @@ def modifier_input(modifier: bpy.types.Modifier, name: str) -> Any:
     if properties is not None and hasattr(properties, "inputs"):
         return getattr(properties.inputs, identifier).value
     return modifier[identifier]
+
+
+def modifier_input_path(modifier: bpy.types.Modifier, name: str) -> str:
+    """Data path from the object to the input `name` of a Geometry Nodes modifier, for drivers and keys.
+
+    Raises:
+        KeyError: If the node group has no such input.
+    """
+    identifier = _input_identifier(modifier, name)
+    properties = getattr(modifier, "properties", None)
+    if properties is not None and hasattr(properties, "inputs"):
+        return f'modifiers["{modifier.name}"].properties.inputs.{identifier}.value'
+    return f'modifiers["{modifier.name}"]["{identifier}"]'
 
 
 def _input_identifier(modifier: bpy.types.Modifier, name: str) -> str:

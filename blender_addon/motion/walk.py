@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..shared.skeleton import JOINT_NAMES, axis_angle_to_matrices
-from .poses import Motion, face_of_photo, lowest_points, matrices_to_axis_angle
+from .poses import Motion, lowest_points, matrices_to_axis_angle
 
 if TYPE_CHECKING:
     from ..shared.avatar import Avatar
@@ -27,9 +27,9 @@ _ARM_DOWN = 72.0
 
 
 def walk_motion(avatar: Avatar) -> Motion:
-    """One cycle of a walk on the spot with the photo's expression, feet on the floor."""
+    """One cycle of a walk on the spot, feet on the floor. The face is left to its sliders: keys would hold them."""
     pose = walk_pose(WALK_FRAMES)
-    return Motion("Walk", pose, _pelvis_path(avatar.joints_m, pose), face_of_photo(avatar), cyclic=True)
+    return Motion("Walk", pose, _pelvis_path(avatar.joints_m, pose), {}, cyclic=True)
 
 
 def walk_pose(frames: int) -> np.ndarray:

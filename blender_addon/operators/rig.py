@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import bpy
 
+from ..rig.controls import reset_sliders, slider_groups
 from ..rig.face import FACE_REGIONS, region_actions
 from ..rig.limbs import LIMBS, Limb
 from ..rig.snap import key_limb, see_limb, snap_fk, snap_ik
@@ -101,6 +102,30 @@ class EFFIGY_OT_reset_face(bpy.types.Operator):
             if auto:
                 rig.keyframe_insert(f'["{name}"]', group="Face")
         rig.update_tag()
+        return {"FINISHED"}
+
+
+class EFFIGY_OT_reset_controls(bpy.types.Operator):
+    """Set the avatar's learned controls to their defaults."""
+
+    bl_idname = "effigy.reset_controls"
+    bl_label = "Reset Controls"
+    bl_options = {"REGISTER", "UNDO"}
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        """Needs an avatar with sliders."""
+        rig = avatar_rig(context)
+        return rig is not None and bool(slider_groups(rig))
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        """Defaults, keyed with auto keying."""
+        rig = avatar_rig(context)
+        assert rig is not None
+        names = reset_sliders(rig)
+        if context.scene.tool_settings.use_keyframe_insert_auto:
+            for name in names:
+                rig.keyframe_insert(f'["{name}"]', group="Controls")
         return {"FINISHED"}
 
 

@@ -15,6 +15,7 @@ from mathutils import Matrix
 
 from ..shared.axes import BODY_TO_BLENDER, blender_to_body_points, body_to_blender_points
 from ..shared.skeleton import BONE_NAMES, JOINT_NAMES, PARENTS, BoneRest, bone_rest
+from .controls import add_control_properties
 from .curls import add_curl_properties, build_curl_bones, constrain_fingers
 from .drivers import scale_driver
 from .gaze import add_look_property, build_look_target, constrain_eyes
@@ -83,6 +84,8 @@ def create_armature(name: str, avatar: Avatar, collection: bpy.types.Collection)
     add_limb_properties(ob)
     add_curl_properties(ob)
     add_look_property(ob)
+    if avatar.controls is not None:
+        add_control_properties(ob, avatar.controls)
     # Properties made after the first evaluation are unknown to its copy, and a driver that meets them stays invalid
     # for good.
     ob.update_tag()

@@ -12,13 +12,14 @@ from mathutils import Matrix
 from ..cloud.create import create_cloud_object, splat_type
 from ..cloud.display import ViewportDisplay, add_display
 from ..motion.keys import assign_action, write_action
-from ..motion.poses import photo_motion, place_photo, rest_motion
+from ..motion.poses import face_of_photo, photo_motion, place_photo, rest_motion
 from ..motion.walk import walk_motion
 from ..shared.avatar import Avatar
 from ..shared.axes import BODY_TO_BLENDER, body_to_blender_cloud
 from ..shared.gaussians import GaussianCloud
 from .armature import create_armature
 from .bind import bind_cloud
+from .controls import create_pose_objects
 from .proxy import create_proxy
 
 Pose = Literal["PHOTO", "WALK", "REST"]
@@ -63,10 +64,12 @@ def insert_avatar(
     bpy.context.scene.collection.children.link(collection)
 
     armature = create_armature(name, avatar, collection)
-    proxy = create_proxy(f"{name} proxy", avatar, armature, collection)
+    controls = avatar.controls
+    followed = None if controls is None else create_pose_objects(name, armature, controls, collection)
+    proxy = create_proxy(f"{name} proxy", avatar, armature, collection, followed)
     splats = create_cloud_object(f"{name} splats", body_to_blender_cloud(cloud), collection)
     splats.parent = armature
-    bind_cloud(splats, proxy, avatar)
+    bind_cloud(splats, proxy, avatar, armature, followed)
     if splat_type() is None:
         add_display(splats, collection, viewport)
     camera = create_photo_camera(f"{name} photo camera", avatar, collection)
@@ -76,6 +79,10 @@ def insert_avatar(
         "WALK": write_action(armature, walk_motion(avatar)),
         "REST": write_action(armature, rest_motion(avatar)),
     }
+    if pose != "REST":
+        # The walk has no keys of the face, so that its sliders stay free.
+        for action, weight in face_of_photo(avatar).items():
+            armature[action] = weight
     assign_action(armature, actions[pose])
     bpy.context.view_layer.objects.active = armature
     # Play the action at the artist's current frame.

@@ -11,6 +11,7 @@ from ..cloud.create import write_attributes
 from ..cloud.node_graph import set_modifier_input
 from ..shared.axes import BODY_TO_BLENDER
 from ..shared.gaussians import matrices_to_wxyz, wxyz_product
+from .controls import connect_controls, write_deltas
 from .deform_nodes import build_bind_group
 
 if TYPE_CHECKING:
@@ -19,7 +20,13 @@ if TYPE_CHECKING:
 BIND_MODIFIER = "Bind"
 
 
-def bind_cloud(cloud_object: bpy.types.Object, proxy: bpy.types.Object, avatar: Avatar) -> bpy.types.Modifier:
+def bind_cloud(
+    cloud_object: bpy.types.Object,
+    proxy: bpy.types.Object,
+    avatar: Avatar,
+    armature: bpy.types.Object,
+    pose: bpy.types.Object | None = None,
+) -> bpy.types.Modifier:
     """Write the binding of a bundle onto its cloud and add the modifier that moves it.
 
     The offsets live in the triangles' own frames and are the same in every frame of reference; only the inverse rest
@@ -29,6 +36,8 @@ def bind_cloud(cloud_object: bpy.types.Object, proxy: bpy.types.Object, avatar: 
         cloud_object: The cloud in Blender's frame, in the bundle's order.
         proxy: The proxy mesh object, in Blender's frame.
         avatar: The bundle.
+        armature: With the sliders of the avatar's controls.
+        pose: What `create_pose_objects` made.
 
     Raises:
         ValueError: If the cloud and the binding differ in length.
@@ -48,6 +57,9 @@ def bind_cloud(cloud_object: bpy.types.Object, proxy: bpy.types.Object, avatar: 
         },
     )
     modifier = cloud_object.modifiers.new(BIND_MODIFIER, "NODES")
-    modifier.node_group = build_bind_group()
+    modifier.node_group = build_bind_group(avatar.controls)
     set_modifier_input(modifier, "Proxy", proxy)
+    if avatar.controls is not None:
+        write_deltas(cloud_object.data, avatar.controls)
+        connect_controls(modifier, armature, avatar.controls, pose)
     return modifier

@@ -9,6 +9,8 @@ import numpy as np
 
 from ..shared.axes import body_to_blender_points
 from .armature import deform_bone_names
+from .controls import add_proxy_controls
+from .drivers import drive
 
 if TYPE_CHECKING:
     from ..shared.avatar import Avatar
@@ -18,7 +20,11 @@ _MIN_WEIGHT = 1e-6
 
 
 def create_proxy(
-    name: str, avatar: Avatar, armature: bpy.types.Object, collection: bpy.types.Collection
+    name: str,
+    avatar: Avatar,
+    armature: bpy.types.Object,
+    collection: bpy.types.Collection,
+    pose: bpy.types.Object | None = None,
 ) -> bpy.types.Object:
     """The proxy mesh object, a child of the armature.
 
@@ -29,12 +35,15 @@ def create_proxy(
         avatar: The bundle.
         armature: From `create_armature`, with one property per shape key.
         collection: Where the object is linked.
+        pose: What `create_pose_objects` made.
     """
     ob = bpy.data.objects.new(name, _create_mesh(name, avatar))
     collection.objects.link(ob)
     ob.parent = armature
     _add_vertex_groups(ob, avatar)
     _add_shape_keys(ob, avatar, armature)
+    if avatar.controls is not None:
+        add_proxy_controls(ob, armature, avatar.controls, pose)
     modifier = ob.modifiers.new("Armature", "ARMATURE")
     modifier.object = armature
     # Plain linear blend skinning, as in the backend and in other programs.
@@ -82,12 +91,7 @@ def _add_shape_keys(ob: bpy.types.Object, avatar: Avatar, armature: bpy.types.Ob
         block = ob.shape_key_add(name=name, from_mix=False)
         block.slider_max = 1.5
         block.data.foreach_set("co", _blender(avatar.vertices_m + offsets))
-        curve = block.driver_add("value")
-        curve.driver.type = "AVERAGE"
-        variable = curve.driver.variables.new()
-        variable.name = "value"
-        variable.targets[0].id = armature
-        variable.targets[0].data_path = f'["{name}"]'
+        drive(block, "value", armature, f'["{name}"]')
 
 
 def _blender(points_m: np.ndarray) -> np.ndarray:

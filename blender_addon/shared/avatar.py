@@ -10,11 +10,12 @@ import os
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from .arrays import Array
+from .controls import ControlError, Controls, controls_from_arrays
 from .formats import FormatError
 from .formats.ply import read_ply, write_ply
 from .gaussians import GaussianCloud
@@ -23,6 +24,13 @@ from .skeleton import FACIAL_ACTIONS, JOINT_NAMES
 
 PHOTO_KEY = "photo"
 """Shape key with what the photo's face has beyond its facial actions."""
+
+
+RESERVED_NAMES = (
+    *FACIAL_ACTIONS, PHOTO_KEY, "Basis", "look_at", "Geometry", "Proxy", "Pose",
+    *(f"ik_{limb}.{side}" for limb in ("arm", "leg") for side in "LR"),
+)  # fmt: skip
+"""What the rig calls its own properties and inputs; no learned control may be called so."""
 
 
 class BundleError(ValueError):
@@ -61,6 +69,7 @@ class Avatar:
         photo_w2c: [4, 4] camera of the photo, OpenCV.
         photo_intrinsics_px: [4] fx, fy, cx, cy.
         photo_size_px: [2] width, height.
+        controls: Learned controls, where the avatar has any.
     """
 
     joint_names: Array
@@ -90,6 +99,7 @@ class Avatar:
     photo_w2c: Array
     photo_intrinsics_px: Array
     photo_size_px: Array
+    controls: Controls | None = None
 
     def __post_init__(self) -> None:
         """Check shapes, indices and names, so that what reads an avatar may rely on them.
@@ -125,10 +135,18 @@ class Avatar:
             array = getattr(self, name)
             if array.size and (int(array.min()) < 0 or int(array.max()) >= limit):
                 raise BundleError(f"avatar.npz: {name} points outside its table of {limit}")
-        for field in fields(self):
-            array = getattr(self, field.name)
+        for name in _ARRAYS:
+            array = getattr(self, name)
             if np.issubdtype(np.asarray(array).dtype, np.floating) and not np.isfinite(array).all():
-                raise BundleError(f"avatar.npz: {field.name} has values that are not finite")
+                raise BundleError(f"avatar.npz: {name} has values that are not finite")
+        if self.controls is not None:
+            try:
+                self.controls.check(n, v, RESERVED_NAMES)
+            except ControlError as error:
+                raise BundleError(f"avatar.npz: {error}") from error
+
+
+_ARRAYS = tuple(f.name for f in fields(Avatar) if f.name != "controls")
 
 
 def write_bundle(folder: str | os.PathLike[str], cloud: GaussianCloud, avatar: Avatar) -> None:
@@ -150,7 +168,9 @@ def write_bundle(folder: str | os.PathLike[str], cloud: GaussianCloud, avatar: A
     part = folder / "avatar.npz.part"
     try:
         with part.open("wb") as file:
-            np.savez_compressed(file, **{f.name: getattr(avatar, f.name) for f in fields(avatar)})
+            controls = {} if avatar.controls is None else avatar.controls.to_arrays()
+            arrays: dict[str, Any] = {name: getattr(avatar, name) for name in _ARRAYS} | controls
+            np.savez_compressed(file, **arrays)
         part.replace(folder / "avatar.npz")
     finally:
         part.unlink(missing_ok=True)
@@ -200,7 +220,6 @@ def read_result(folder: str | os.PathLike[str]) -> dict[str, object]:
 
 
 def _read_avatar(path: Path) -> Avatar:
-    names = [f.name for f in fields(Avatar)]
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(item.file_size for item in archive.infolist()) > MAX_ARCHIVE_BYTES:
@@ -208,10 +227,13 @@ def _read_avatar(path: Path) -> Avatar:
                     f"{path.name}: unpacks to more than {MAX_ARCHIVE_BYTES >> 30} GB; it is not an avatar"
                 )
         with np.load(path, allow_pickle=False) as data:
-            missing = sorted(set(names) - set(data.files))
+            missing = sorted(set(_ARRAYS) - set(data.files))
             if missing:
                 raise BundleError(f"{path.name}: {missing[0]} is missing; the file is from another version")
-            return Avatar(**{name: data[name] for name in names})
+            controls = controls_from_arrays({name: data[name] for name in data.files if name not in _ARRAYS})
+            return Avatar(**{name: data[name] for name in _ARRAYS}, controls=controls)
+    except ControlError as error:
+        raise BundleError(f"{path.name}: {error}") from error
     except (OSError, zipfile.BadZipFile, ValueError) as error:
         if isinstance(error, BundleError):
             raise

@@ -4,7 +4,8 @@
 
 The prototype is what no rig of bound splats can do without: an armature of 55 bones, a skinned proxy, and a point cloud
 whose nodes put every splat on its triangle. It is written here anew, with nothing of the add-on but the arrays of the
-avatar, and plays the same rotations. Prints one JSON line with seconds: bare, ours, and ours with 24 facial actions.
+avatar, and plays the same rotations. Prints one JSON line with seconds: bare, ours, ours with 24 facial actions keyed,
+and an avatar with 24 learned controls (deltas of position) with all of them keyed and with none at work.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
@@ -25,6 +28,7 @@ from blender_addon.cloud.create import create_cloud_object, write_attributes
 from blender_addon.cloud.display import ViewportDisplay
 from blender_addon.rig.assemble import insert_avatar
 from blender_addon.shared.avatar import Avatar
+from blender_addon.shared.controls import Control, Controls, pack_controls
 from blender_addon.shared.gaussians import GaussianCloud
 from blender_addon.shared.skeleton import BONE_NAMES, FACIAL_ACTIONS, bone_rest
 from tests.blender.synthetic import make_avatar
@@ -164,23 +168,39 @@ def main() -> int:
     armature.animation_data.action = walk.animation_data.action
     if hasattr(walk.animation_data, "action_slot") and walk.animation_data.action_slot is not None:
         armature.animation_data.action_slot = walk.animation_data.action_slot
-    seconds: dict[str, list[float]] = {"bare": [], "ours": [], "active": []}
-    layers = {"bare": bare, "ours": ours}
+    layers = {"bare": bare, "ours": ours, "face": _scene("face", cloud, avatar, FACIAL_ACTIONS[:CONTROLS])}
+    controls = _controls(count)
+    learned = replace(avatar, controls=controls)
+    layers["idle"] = _scene("idle", cloud, learned, ())
+    layers["learned"] = _scene("learned", cloud, learned, [str(name) for name in controls.names])
+    seconds: dict[str, list[float]] = {name: [] for name in layers}
     for turn in range(repeats + 3):
         for name, scene in layers.items():
             took = _frame(scene, 1 + turn % 24)
             if turn >= 3:
                 seconds[name].append(took)
-    for name in FACIAL_ACTIONS[:CONTROLS]:
-        walk[name] = 0.5
-    walk.update_tag()
-    for turn in range(repeats + 3):
-        took = _frame(ours, 1 + turn % 24)
-        if turn >= 3:
-            seconds["active"].append(took)
     blender_addon.unregister()
     print("MEASURED " + json.dumps({"blender_version": bpy.app.version_string, **seconds}))
     return 0
+
+
+def _controls(count: int) -> Controls:
+    """Sliders that move every Gaussian."""
+    rng = np.random.default_rng(0)
+    deltas = [rng.normal(0, 0.01, (count, 3)) for _ in range(CONTROLS)]
+    return pack_controls([Control(f"slider {k}", {"position": values}) for k, values in enumerate(deltas)])
+
+
+def _scene(name: str, cloud: GaussianCloud, avatar: Avatar, moved: Sequence[str]) -> bpy.types.Scene:
+    """A scene with a walking avatar some of whose sliders move in every frame."""
+    scene = bpy.data.scenes.new(name)
+    bpy.context.window.scene = scene
+    rig = insert_avatar(name, cloud, avatar, "WALK", ViewportDisplay.POINTS).armature
+    for slider in moved:
+        for frame, value in ((1, 0.2), (30, 0.9)):
+            rig[slider] = value
+            rig.keyframe_insert(f'["{slider}"]', frame=frame)
+    return scene
 
 
 def _frame(scene: bpy.types.Scene, frame: int) -> float:

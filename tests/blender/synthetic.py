@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from blender_addon.shared.avatar import Avatar, write_bundle
+from blender_addon.shared.controls import Channel, Control, Controls, pack_controls
 from blender_addon.shared.gaussians import GaussianCloud, matrices_to_wxyz, wxyz_product
 from blender_addon.shared.skeleton import FACIAL_ACTIONS, JOINT_NAMES, PARENTS, bone_rest
 
@@ -32,6 +33,9 @@ _MIDDLE = {
     "jaw": (0.0, 1.58, 0.03),
 }
 _FINGER_Z = {"index": 0.03, "middle": 0.01, "ring": -0.01, "pinky": -0.03, "thumb": 0.05}
+
+SLIDERS = {"hair_length": 1.25, "bulk": -0.75, "belly": 1.0, "Skin tone.L": 0.5}
+"""Values that tests give to some of the learned controls."""
 
 
 def make_joints() -> np.ndarray:
@@ -86,7 +90,11 @@ def make_avatar(count: int = 4000, seed: int = 0) -> tuple[GaussianCloud, Avatar
         twist_factors=np.array([0.5, 0.5, -0.5, -0.5], np.float32),
         shape_key_names=np.array([*FACIAL_ACTIONS, "photo"]),
         shape_key_offsets_m=offsets.astype(np.float32),
-        **binding,
+        bind_triangle=binding["bind_triangle"],
+        bind_bary=binding["bind_bary"],
+        bind_off=binding["bind_off"],
+        bind_qinv=binding["bind_qinv"],
+        bind_length=binding["bind_length"],
         betas=np.zeros(20, np.float32),
         body_model=np.array("synthetic tubes"),
         photo_pose=pose.astype(np.float32),
@@ -97,6 +105,45 @@ def make_avatar(count: int = 4000, seed: int = 0) -> tuple[GaussianCloud, Avatar
         photo_size_px=np.array([640, 800]),
     )
     return cloud, avatar
+
+
+def make_controls(avatar: Avatar, seed: int = 0) -> Controls:
+    """Controls of every channel, sliders and followers of the pose, some of several channels, each in its region."""
+    rng = np.random.default_rng(seed)
+    count, vertices = len(avatar.bind_triangle), len(avatar.vertices_m)
+    sizes: dict[Channel, float] = {
+        **{"position": 0.02, "log_scale": 0.3, "rotation": 0.5, "radiance": 0.6, "opacity_logit": 2.0, "proxy": 0.01}
+    }
+
+    def deltas(*channels: Channel) -> dict[Channel, np.ndarray]:
+        made = {}
+        for channel in channels:
+            rows = vertices if channel == "proxy" else count
+            values = rng.normal(0, sizes[channel], (rows, 1 if channel == "opacity_logit" else 3))
+            values[rng.random(rows) < 0.6] = 0.0
+            made[channel] = values
+        return made
+
+    def follows(*joints: str) -> np.ndarray:
+        weights = np.zeros((len(JOINT_NAMES), 6))
+        for joint in joints:
+            weights[JOINT_NAMES.index(joint)] = rng.normal(0, 0.7, 6)
+        return weights
+
+    sleeve = follows("left_elbow", "left_shoulder")
+    return pack_controls(
+        [
+            Control("hair_length", deltas("position"), -1.0, 2.0, 0.25, "Hair", "Longer hair"),
+            Control("Skin tone.L", deltas("radiance"), group="Skin"),
+            Control("bulk", deltas("position", "log_scale", "rotation", "opacity_logit"), -2.0, 2.0, 0.0, "Body"),
+            Control("belly", deltas("proxy"), 0.0, 1.5, 0.0, "Body", "Rounder"),
+            Control("wrinkles", deltas("position", "radiance"), pose=sleeve),
+            Control("knee", deltas("log_scale", "rotation"), pose=follows("right_knee", "right_hip")),
+            Control("all", deltas("position", "radiance", "opacity_logit"), pose=follows(*JOINT_NAMES[1:])),
+            Control("muscle", deltas("proxy"), pose=follows("left_shoulder", "spine2")),
+            Control("idle", deltas("position", "opacity_logit"), group="Hair"),
+        ]
+    )
 
 
 def write_synthetic_bundle(folder: Path, count: int = 4000, seed: int = 0) -> Path:
