@@ -240,6 +240,7 @@ def _load_transformers(
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # told below, by name
             )
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{where} is not a {cls.__name__} ({error}); {AGAIN}") from error
@@ -249,8 +250,9 @@ def _load_transformers(
     surplus = [key for key in sorted(about["unexpected_keys"]) if not any(re.search(p, key) for p in spare)]
     if surplus:
         raise UserError(f"{where} has {surplus[0]}{_more(surplus)}, which {name} does not know; {AGAIN}")
-    if other := list(about.get("mismatched_keys", ())):
-        raise UserError(f"{where}: the shape of {other[0]} is not that of {name}{_more(other)}; {AGAIN}")
+    if other := sorted(about["mismatched_keys"]):
+        key, found, wanted = other[0]
+        raise UserError(f"{where}: {key} has shape {list(found)}, {name} needs {list(wanted)}{_more(other)}; {AGAIN}")
     return model
 
 
