@@ -8,6 +8,7 @@ import bpy
 
 from . import ADDON_ID
 from .link.backend_python import find_backend_python
+from .link.environments import environments_folder
 
 
 class EFFIGY_AP_preferences(bpy.types.AddonPreferences):
@@ -21,6 +22,10 @@ class EFFIGY_AP_preferences(bpy.types.AddonPreferences):
     )  # fmt: skip
     jobs_folder: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
         name="Jobs Folder", description="Where photos, results and logs of the jobs go; empty takes the user's folder",
+        subtype="DIR_PATH",
+    )  # fmt: skip
+    environment_folder: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Environment Folder", description="Where the backend is installed; empty takes the user's folder",
         subtype="DIR_PATH",
     )  # fmt: skip
     doctor: bpy.props.StringProperty(options={"HIDDEN", "SKIP_SAVE"})  # pyright: ignore[reportInvalidTypeForm]
@@ -59,7 +64,15 @@ def backend_python(context: bpy.types.Context) -> Path:
     """
     own = preferences(context)
     given = bpy.path.abspath(own.backend_python) if own is not None and own.backend_python else None
-    return find_backend_python(given, user_folder())
+    return find_backend_python(given, environments_root(context))
+
+
+def environments_root(context: bpy.types.Context) -> Path:
+    """Folder of the backend's environments."""
+    own = preferences(context)
+    if own is not None and own.environment_folder:
+        return Path(bpy.path.abspath(own.environment_folder))
+    return environments_folder(user_folder())
 
 
 def jobs_folder(context: bpy.types.Context) -> Path:

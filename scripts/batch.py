@@ -180,13 +180,13 @@ def find_python(addon: str, given: str | None) -> Path:
         BatchError: If there is none.
     """
     link = load(addon, "link.backend_python")
-    user_folder = None
+    root = None
     if addon.startswith("bl_ext."):
         import bpy
 
-        user_folder = Path(bpy.utils.extension_path_user(addon.removesuffix(".blender_addon")))
+        root = load(addon, "preferences").environments_root(bpy.context)
     try:
-        return link.find_backend_python(given, user_folder)
+        return link.find_backend_python(given, root)
     except link.NoBackendError as error:
         raise BatchError(str(error), MISSING) from error
 

@@ -9,23 +9,28 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-"""Root of the checkout or of the installed extension: `backend` and `blender_addon` lie in it."""
-
+from . import environments
+from .environments import ROOT
 
 _SECRET = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
 """Variables whose names hold one of these are not for a process that works on other people's files."""
+
+
+NO_BACKEND = (
+    "the backend is not installed; press Install Backend in the add-on's preferences "
+    "(from a checkout: run scripts/demo.py once, or give --backend-python)"
+)
 
 
 class NoBackendError(RuntimeError):
     """No Python for the backend; the message is one line with the next step."""
 
 
-def find_backend_python(given: str | None = None, user_folder: Path | None = None) -> Path:
+def find_backend_python(given: str | None = None, environments_root: Path | None = None) -> Path:
     """The Python that runs the backend.
 
-    The first of: `given` (a command line's --backend-python), the variable EFFIGY_BACKEND_PYTHON, the extension's own
-    environment in `user_folder`, the checkout's `.venv`, this process's Python if it has torch.
+    The first of: `given` (a command line's --backend-python), the variable EFFIGY_BACKEND_PYTHON, a finished
+    environment in `environments_root`, the checkout's `.venv`, this process's Python if it has torch.
 
     Raises:
         NoBackendError: If none is there, or the one that was asked for does not exist.
@@ -38,12 +43,12 @@ def find_backend_python(given: str | None = None, user_folder: Path | None = Non
             if not Path(path).is_file():
                 raise NoBackendError(f"{source} names {path}, which is not there; give a Python that has the backend")
             return Path(path)
-    for candidate in _environments(user_folder):
+    for candidate in _environments(environments_root):
         if candidate.is_file():
             return candidate
     if Path(sys.executable).name.startswith("python") and importlib.util.find_spec("torch") is not None:
         return Path(sys.executable)
-    raise NoBackendError("the backend has no Python here; run `python3 scripts/demo.py` once or give --backend-python")
+    raise NoBackendError(NO_BACKEND)
 
 
 def backend_command(python: Path, *arguments: str) -> list[str]:
@@ -86,8 +91,8 @@ def start_backend(python: Path, arguments: Sequence[str], cache: Path | None = N
         raise NoBackendError(f"{python} cannot be started ({error.strerror}); give another --backend-python") from error
 
 
-def _environments(user_folder: Path | None) -> Iterator[Path]:
-    name = Path("Scripts/python.exe") if os.name == "nt" else Path("bin/python")
-    if user_folder is not None:
-        yield user_folder / "environment" / name
-    yield ROOT / ".venv" / name
+def _environments(root: Path | None) -> Iterator[Path]:
+    found = environments.best(root) if root is not None else None
+    if found is not None:
+        yield found.interpreter
+    yield ROOT / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")

@@ -27,8 +27,22 @@ _can_look = hasattr(os, "waitid")  # not on Windows, and on macOS from Python 3.
 class ProcessGroup:
     """A child with two pipes and a log."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: IO[bytes]) -> None:
-        """Start it in `folder`; its errors go to `log`.
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        log: IO[bytes] | None,
+        inherited: Sequence[int] = (),
+    ) -> None:
+        """Start it in `folder`.
+
+        Args:
+            command: Program and arguments.
+            environment: Its variables.
+            folder: Its working directory.
+            log: Where its errors go; None sends them the way of its output.
+            inherited: Descriptors that it keeps open too (POSIX), for locks that shall last as long as it does.
 
         Raises:
             OSError: If it cannot be started.
@@ -39,10 +53,11 @@ class ProcessGroup:
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=log,
+            stderr=subprocess.STDOUT if log is None else log,
             cwd=folder,
             env=dict(environment),
             start_new_session=not windows,
+            pass_fds=() if windows else tuple(inherited),
             creationflags=_CREATE_NO_WINDOW | _CREATE_NEW_PROCESS_GROUP if windows else 0,
         )
         self._job = _kill_on_close(self._child) if windows else None
