@@ -1,4 +1,4 @@
-"""Panels of the rig: limbs, fingers, gaze and face of the active avatar."""
+"""Panels of the rig: limbs, fingers, gaze, learned controls and face of the active avatar."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import bpy
 
 from .operators.animate import avatar_rig
 from .operators.rig import has_limbs
+from .rig.controls import slider_groups, slider_label
 from .rig.curls import CURL_FINGERS, curl_property
 from .rig.face import FACE_REGIONS, PHOTO_SHAPE, region_rows
 from .rig.gaze import LOOK_SWITCH
@@ -54,6 +55,7 @@ class EFFIGY_PT_rig(_Sidebar, bpy.types.Panel):
         row = layout.row(align=True)
         row.operator("effigy.snap_fk", text="All to FK").limb = "ALL"
         row.operator("effigy.snap_ik", text="All to IK").limb = "ALL"
+        layout.operator("effigy.mirror_pose", icon="MOD_MIRROR").only_face = False
         layout.prop(rig, f'["{LOOK_SWITCH}"]', text="Eyes Look at Target", slider=True)
         labels, sliders = _sided_columns(layout, "Finger Curl")
         for finger in CURL_FINGERS:
@@ -61,6 +63,35 @@ class EFFIGY_PT_rig(_Sidebar, bpy.types.Panel):
             row = sliders.row(align=True)
             for side in "LR":
                 row.prop(rig.pose.bones[f"hand.{side}"], f'["{curl_property(finger)}"]', text="", slider=True)
+
+
+class EFFIGY_PT_controls(_Sidebar, bpy.types.Panel):
+    """Sliders that the method learned for this avatar."""
+
+    bl_label = "Controls"
+    bl_idname = "EFFIGY_PT_controls"
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        """Only for an avatar with sliders."""
+        rig = avatar_rig(context)
+        return rig is not None and bool(slider_groups(rig))
+
+    def draw(self, context: bpy.types.Context) -> None:
+        """One block per heading; sliders without a heading come first."""
+        rig, layout = avatar_rig(context), self.layout
+        assert rig is not None
+        layout.operator("effigy.reset_controls", icon="LOOP_BACK")
+        for heading, names in sorted(slider_groups(rig), key=lambda group: bool(group[0])):
+            body = layout
+            if heading:
+                header, body = layout.panel(f"effigy_controls_{heading}")
+                header.label(text=heading)
+            if body is None:
+                continue
+            column = body.column(align=True)
+            for name in names:
+                column.prop(rig, f'["{name}"]', text=slider_label(name), slider=True)
 
 
 class EFFIGY_PT_face(_Sidebar, bpy.types.Panel):
@@ -81,6 +112,7 @@ class EFFIGY_PT_face(_Sidebar, bpy.types.Panel):
         assert rig is not None
         row = layout.row(align=True)
         row.operator("effigy.reset_face", text="Reset Face", icon="LOOP_BACK").region = "ALL"
+        row.operator("effigy.mirror_pose", text="Mirror", icon="MOD_MIRROR").only_face = True
         if PHOTO_SHAPE in rig:
             layout.prop(rig, f'["{PHOTO_SHAPE}"]', text="Photo's Own Face", slider=True)
         for region in FACE_REGIONS:

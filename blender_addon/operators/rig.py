@@ -9,6 +9,7 @@ import bpy
 from ..rig.controls import reset_sliders, slider_groups
 from ..rig.face import FACE_REGIONS, region_actions
 from ..rig.limbs import LIMBS, Limb
+from ..rig.mirror import mirror_face, mirror_pose
 from ..rig.snap import key_limb, see_limb, snap_fk, snap_ik
 from .animate import avatar_rig
 
@@ -101,6 +102,32 @@ class EFFIGY_OT_reset_face(bpy.types.Operator):
             rig[name] = 0.0
             if auto:
                 rig.keyframe_insert(f'["{name}"]', group="Face")
+        rig.update_tag()
+        return {"FINISHED"}
+
+
+class EFFIGY_OT_mirror_pose(bpy.types.Operator):
+    """Show the mirror image of the pose: body, fingers, IK and its switches, face and sliders that have sides."""
+
+    bl_idname = "effigy.mirror_pose"
+    bl_label = "Mirror Pose"
+    bl_options = {"REGISTER", "UNDO"}
+
+    only_face: bpy.props.BoolProperty(name="Face Only", default=False)  # pyright: ignore[reportInvalidTypeForm]
+
+    @classmethod
+    def poll(cls, context: bpy.types.Context) -> bool:
+        """Needs an avatar."""
+        return avatar_rig(context) is not None
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        """Exchange the sides; keyed with auto keying."""
+        rig = avatar_rig(context)
+        assert rig is not None
+        changed = mirror_face(rig) if self.only_face else mirror_pose(rig)
+        if context.scene.tool_settings.use_keyframe_insert_auto:
+            for owner, path in changed:
+                owner.keyframe_insert(path, group="Face" if owner == rig else owner.name)
         rig.update_tag()
         return {"FINISHED"}
 

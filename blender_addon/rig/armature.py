@@ -14,6 +14,7 @@ import numpy as np
 from mathutils import Matrix
 
 from ..shared.axes import BODY_TO_BLENDER, blender_to_body_points, body_to_blender_points
+from ..shared.bone_names import bone_name
 from ..shared.skeleton import BONE_NAMES, JOINT_NAMES, PARENTS, BoneRest, bone_rest
 from .controls import add_control_properties
 from .curls import add_curl_properties, build_curl_bones, constrain_fingers
@@ -150,7 +151,12 @@ def _describe(ob: bpy.types.Object, avatar: Avatar) -> None:
     ob["effigy_rest_pose"] = "T-pose"
     ob["effigy_betas"] = [float(x) for x in np.ravel(avatar.betas)]
     for joint, name in zip(JOINT_NAMES, BONE_NAMES, strict=True):
-        ob.data.bones[name]["smplx_joint"] = joint
+        bone = ob.data.bones[name]
+        bone["smplx_joint"] = joint
+        for convention in ("mixamo", "rigify", "vrm", "unreal"):
+            other = bone_name(joint, convention)
+            if other:
+                bone[f"{convention}_bone"] = other
 
 
 def _add_face_properties(ob: bpy.types.Object, avatar: Avatar) -> None:

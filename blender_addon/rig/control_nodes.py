@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cloud.create import base_type
 from ..cloud.node_graph import NodeGraph, Socket, active
 from ..shared.controls import WIDTHS, Channel, Controls
 from ..shared.limits import OPACITY_LOGIT_MAX
@@ -111,7 +110,8 @@ class ControlNodes:
         graph.link(total, parts.inputs[0])
         for k, value in enumerate((*parts.outputs[:3], alpha)):
             graph.link(value, changed.inputs[k])
-        stored = graph.store(geometry, "radiance:base", base_type(), changed.outputs[0])
+        # Also where the attribute is FLOAT4: the node's own FLOAT4 takes three numbers (5.2), and opacity would be 0.
+        stored = graph.store(geometry, "radiance:base", "FLOAT_COLOR", changed.outputs[0])
         needed = used[0]
         for other in used[1:]:
             needed = graph.boolean("OR", needed, other)

@@ -62,6 +62,19 @@ def slider_groups(ob: bpy.types.Object) -> list[tuple[str, list[str]]]:
         return []
 
 
+def slider_label(name: str) -> str:
+    """What the panel calls a slider: `hair_length.L` as `Hair length L`."""
+    text = name.replace("_", " ").replace(".", " ").strip()
+    return text[:1].upper() + text[1:]
+
+
+def mirrored_sliders(ob: bpy.types.Object) -> list[tuple[str, str]]:
+    """Pairs of sliders of the two sides, by Blender's own suffixes."""
+    names = {name for _, group in slider_groups(ob) for name in group}
+    pairs = ((name, f"{name[:-2]}.R") for name in sorted(names) if name.endswith(".L"))
+    return [pair for pair in pairs if pair[1] in names]
+
+
 def reset_sliders(ob: bpy.types.Object) -> list[str]:
     """Set the sliders to their defaults; returns their names."""
     names = [name for _, group in slider_groups(ob) for name in group]

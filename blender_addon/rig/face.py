@@ -31,6 +31,12 @@ def region_actions(region: str) -> tuple[str, ...]:
     return (*FACIAL_ACTIONS, PHOTO_SHAPE) if region == "ALL" else FACE_REGIONS[region]
 
 
+MIRRORED_ACTIONS: tuple[tuple[str, str], ...] = tuple(
+    (name, name.replace("Left", "Right")) for name in FACIAL_ACTIONS if name.endswith("Left")
+)
+"""Pairs of actions that change places in a mirror; `jawLeft` and `mouthLeft`, which say a direction, as well."""
+
+
 def region_rows(region: str) -> list[tuple[str, tuple[str, ...]]]:
     """Rows of sliders: label and one action, or left and right."""
     rows: dict[str, list[str]] = {}

@@ -59,6 +59,8 @@ def sliders(answer: dict[str, Any]) -> None:
     bpy.ops.ed.redo()
     answer["redone"] = distance(moved, seen())
     bpy.context.view_layer.objects.active = rig()
+    bpy.ops.effigy.mirror_pose(only_face=True)
+    answer["swapped"] = [rig()[f"Skin tone.{side}"] for side in "LR"]
     bpy.ops.effigy.reset_controls()
     answer["reset"] = distance(rest, seen())
 

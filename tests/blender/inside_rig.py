@@ -243,6 +243,37 @@ def mirror(rig: Rig) -> dict[str, Any]:
     return answer
 
 
+def mirror_all(rig: Rig) -> dict[str, Any]:
+    """The operator also mirrors what is no bone: one arm in IK, one side of the face, a hand that is curled."""
+    rig.clear()
+    rng = np.random.default_rng(7)
+    for name in BONE_NAMES:
+        turn = Quaternion(Vector(rng.normal(size=3)).normalized(), float(rng.uniform(0.1, 0.4)))
+        rig.ob.pose.bones[name].rotation_quaternion = turn
+    rig.ob.pose.bones["pelvis"].location = (0.1, 0.05, -0.2)
+    rig.ob.pose.bones["hand.R"]["curl_ring"] = 0.8
+    rig.ob["ik_arm.L"], rig.ob["eyeBlinkLeft"], rig.ob["jawRight"] = 1.0, 0.7, 0.4
+    move_controls(rig, next(limb for limb in LIMBS if limb.name == "arm.L"), rng)
+    rig.update()
+    before = rig.matrices()[:, :3, 3]
+    bpy.context.view_layer.objects.active = rig.ob
+    bpy.ops.effigy.mirror_pose()
+    rig.update()
+    rows = [BONE_NAMES.index(mirrored_name(name)) for name in BONE_NAMES]
+    names = ("ik_arm.L", "ik_arm.R", "eyeBlinkLeft", "eyeBlinkRight", "jawLeft", "jawRight")
+    answer = {
+        "error_m": float(np.linalg.norm(rig.matrices()[:, :3, 3] - before[rows] * [-1, 1, 1], axis=1).max()),
+        "lopsided_m": float(np.linalg.norm(before - before[rows] * [-1, 1, 1], axis=1).max()),
+        "values": {name: rig.ob[name] for name in names},
+        "curls": [rig.ob.pose.bones[f"hand.{side}"]["curl_ring"] for side in "LR"],
+    }
+    bpy.ops.effigy.mirror_pose(only_face=True)
+    answer["face_only"] = [rig.ob["eyeBlinkLeft"], rig.ob["ik_arm.R"]]
+    for name in names:
+        rig.ob[name] = 0.0
+    return answer
+
+
 def move_controls(rig: Rig, limb: Limb, rng: np.random.Generator) -> None:
     """Anywhere within reach, with a pole and rolls of its own."""
     bones = rig.ob.data.bones
@@ -309,7 +340,7 @@ def main() -> int:
         rig = Rig()
         answer = {
             "reach": reach(rig), "snap": snap(rig), "frames": snap_frames(rig), "curl": curl(rig),
-            "mirror": mirror(rig), "look": look(rig), "face": face(rig),
+            "mirror": mirror(rig), "mirror_all": mirror_all(rig), "look": look(rig), "face": face(rig),
             "file": keyed_file(rig, folder / "rig.blend"),
         }  # fmt: skip
     finally:

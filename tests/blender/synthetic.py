@@ -135,6 +135,7 @@ def make_controls(avatar: Avatar, seed: int = 0) -> Controls:
         [
             Control("hair_length", deltas("position"), -1.0, 2.0, 0.25, "Hair", "Longer hair"),
             Control("Skin tone.L", deltas("radiance"), group="Skin"),
+            Control("Skin tone.R", deltas("radiance"), group="Skin"),
             Control("bulk", deltas("position", "log_scale", "rotation", "opacity_logit"), -2.0, 2.0, 0.0, "Body"),
             Control("belly", deltas("proxy"), 0.0, 1.5, 0.0, "Body", "Rounder"),
             Control("wrinkles", deltas("position", "radiance"), pose=sleeve),

@@ -95,12 +95,13 @@ def test_sliders_are_properties_with_ranges_that_undo(tried: tuple[str, Path, di
     answer = tried[2]
     assert answer["groups"] == [
         ["Hair", ["hair_length", "idle"]],
-        ["Skin", ["Skin tone.L"]],
+        ["Skin", ["Skin tone.L", "Skin tone.R"]],
         ["Body", ["bulk", "belly"]],
     ]
     assert answer["ranges"] == {"hair_length": [-1, 2], "bulk": [-2, 2], "belly": [0, 1.5], "Skin tone.L": [0, 1]}
     assert answer["invalid"] == []
     assert answer["moved"] > 0.1
+    assert answer["swapped"] == [0.0, 0.5]
     assert answer["undone"] == 0.0 and answer["redone"] == 0.0 and answer["reset"] == 0.0
 
 

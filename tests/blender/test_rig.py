@@ -67,6 +67,15 @@ def test_flipped_paste_mirrors_body_fingers_and_ik(tried: tuple[str, Path, dict[
         assert answer["curls"] == [0.0, pytest.approx(0.9)]
 
 
+def test_the_mirror_knows_switches_and_the_face(tried: tuple[str, Path, dict[str, Any]]) -> None:
+    answer = tried[2]["mirror_all"]
+    assert answer["lopsided_m"] > 0.1 and answer["error_m"] < 1e-3
+    on = {"ik_arm.R": 1.0, "eyeBlinkRight": pytest.approx(0.7), "jawLeft": pytest.approx(0.4)}
+    assert answer["values"] == {name: on.get(name, 0.0) for name in answer["values"]}
+    assert answer["curls"] == [pytest.approx(0.8), 0.0]
+    assert answer["face_only"] == [pytest.approx(0.7), 1.0], "the face alone was to change"
+
+
 def test_eyes_look_at_the_target(tried: tuple[str, Path, dict[str, Any]]) -> None:
     assert tried[2]["look"]["0.0"] > 5.0 and tried[2]["look"]["1.0"] < 0.1
 
