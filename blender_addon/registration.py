@@ -64,6 +64,7 @@ _CLASSES: tuple[type, ...] = (
     rig.EFFIGY_OT_snap_fk,
     rig.EFFIGY_OT_reset_face,
     rig.EFFIGY_OT_reset_controls,
+    rig.EFFIGY_OT_mirror_pose,
     display.EFFIGY_OT_display,
     composite.EFFIGY_OT_setup_compositing,
     panels.EFFIGY_PT_main,
