@@ -72,6 +72,7 @@ _CLASSES: tuple[type, ...] = (
     panels.EFFIGY_PT_avatar,
     panels.EFFIGY_PT_files,
     rig_panels.EFFIGY_PT_rig,
+    rig_panels.EFFIGY_PT_controls,
     rig_panels.EFFIGY_PT_face,
     panels.EFFIGY_PT_motion,
     panels.EFFIGY_PT_edit,
