@@ -57,7 +57,6 @@ _IGNORED: Final = (".md", ".rst", ".part", ".png", ".jpg", ".jpeg", ".webp", ".g
 _IGNORED_NAMES: Final = ("license", "licence", "notice", ".ds_store", "thumbs.db", "desktop.ini")
 _REMOTE_CODE: Final = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
 _MODULES: Final = ("diffusers", "transformers")
-_ARCHIVES: Final = (b"PK\x03\x04", b"\x1f\x8b", b"\x89HDF", b"7z\xbc\xaf", b"BZh", b"\xfd7zXZ")
 
 
 @dataclass(frozen=True)
@@ -176,26 +175,29 @@ def _files_under(folder: Path) -> Iterator[Path]:
 
 
 def _check_text(path: Path) -> None:
-    """A configuration, a vocabulary or a template: neither an archive nor a pickle, and no pointer to code."""
+    """A configuration, a vocabulary or a template: text and nothing else, and no pointer to code."""
     if path.stat().st_size > LARGEST_JSON:
         raise _refusal(path, f"more than {LARGEST_JSON // 1_000_000} MB are no configuration")
-    with path.open("rb") as file:
-        head = file.read(512)
-        if head.startswith(_ARCHIVES) or (head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05") or _is_tar(head):
-            raise _refusal(path, "its content is an archive or a pickle")
-        if path.suffix.lower() != ".json":
-            return
-        content = _parse_json(path, head + file.read())
+    text = path.read_bytes()
+    if path.suffix.lower() == ".model":  # sentencepiece: a protobuf that begins with its first piece
+        if not text.startswith(b"\n"):
+            raise _refusal(path, "it is no sentencepiece model")
+        return
+    try:
+        words = text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _refusal(path, "its content is no text") from error
+    if "\0" in words:
+        raise _refusal(path, "its content is no text")
+    if path.suffix.lower() != ".json":
+        return
+    content = _parse_json(path, words)
     if code := _remote_code(content):
         raise _refusal(path, f"it asks for code of its own ({code})")
     if path.name == "model_index.json":
         _check_modules(path, content)
     if path.name.endswith(".index.json"):
         _check_shards(path, content)
-
-
-def _is_tar(head: bytes) -> bool:
-    return head[257:262] == b"ustar"
 
 
 def _remote_code(content: Any) -> str:
@@ -238,7 +240,7 @@ def _check_onnx(path: Path, folder: Path) -> None:
             raise _refusal(path, f"it reads the file {name!r:.80}")
 
 
-def _parse_json(path: Path, text: bytes, duplicates: bool = True) -> Any:
+def _parse_json(path: Path, text: bytes | str, duplicates: bool = True) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) != len(pairs):

@@ -8,6 +8,7 @@ bounded before it is read. Proxies are taken from the environment, as everywhere
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import importlib.util
 import json
@@ -170,6 +171,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
+@functools.lru_cache(maxsize=1)  # reading them takes longer than a small file
 def _certificates() -> ssl.SSLContext:
     """The system's certificates, and those of certifi where it is installed: some Pythons come without."""
     context = ssl.create_default_context()
