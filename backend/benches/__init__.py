@@ -11,7 +11,7 @@ import importlib
 
 from backend.benches.measuring import Bench
 
-AREAS = ("raster", "formats", "blender")
+AREAS = ("raster", "formats", "blender", "guidance")
 
 
 def all_benches() -> dict[str, Bench]:

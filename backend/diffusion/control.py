@@ -225,7 +225,7 @@ def _draw_limb(canvas: np.ndarray, first: np.ndarray, second: np.ndarray, colour
         return
     centre, (dx, dy) = 0.5 * (first + second), first - second
     axes = (int(math.hypot(dx, dy) / 2), stick_px)
-    shape = cv2.ellipse2Poly(_pixel(centre), axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1)
+    shape = np.asarray(cv2.ellipse2Poly(_pixel(centre), axes, int(math.degrees(math.atan2(dy, dx))), 0, 360, 1))
     dark = tuple(int(LIMB_SHARE * value) for value in colour)
     cv2.fillConvexPoly(canvas, shape, dark)
 

@@ -88,13 +88,13 @@ def read_adapter(path: Path, context: Context | None = None) -> Adapter:
 
 
 def _kind(projection: Mapping[str, Tensor]) -> Kind:
-    marks: tuple[tuple[str, Kind], ...] = (
-        ("perceiver_resampler.proj_in.weight", "faceid-plus"),
-        ("latents", "plus"),
-        ("proj.3.weight", "full"),
-        ("proj.weight", "plain"),
-    )
-    return next((kind for mark, kind in marks if mark in projection), "faceid")
+    if "perceiver_resampler.proj_in.weight" in projection:
+        return "faceid-plus"
+    if "latents" in projection:
+        return "plus"
+    if "proj.3.weight" in projection:
+        return "full"
+    return "plain" if "proj.weight" in projection else "faceid"
 
 
 def attach(unet: Any, adapter: Adapter) -> None:
@@ -243,7 +243,7 @@ def clip_features(
     """
     from transformers import CLIPVisionModelWithProjection
 
-    encoder = load(CLIPVisionModelWithProjection, folder, placement=placement, context=context)
+    encoder: Any = load(CLIPVisionModelWithProjection, folder, placement=placement, context=context)
     pixels = clip_pixels(image.to(placement.device), encoder.config.image_size).to(placement.dtype)
     with torch.no_grad():
         out = encoder(torch.cat([pixels, torch.zeros_like(pixels)]), output_hidden_states=True)

@@ -16,7 +16,7 @@ Nothing here waits for the device: no value is read back, and the gradient goes 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
@@ -167,17 +167,35 @@ def guide(
     Raises:
         ValueError: If the form is noise with a style, or the batch is no multiple of the group.
     """
-    latents = _wide(denoiser.encode(images))
+    latents = wide(denoiser.encode(images))
     with torch.no_grad():
         clean = latents.detach()
-        timesteps = draw_steps(settings, denoiser.schedule, len(clean), progress, generator)
-        noise = torch.randn(clean.shape, generator=generator, device=generator.device).to(clean)
-        cover = None if mask is None else _to_latents(mask, clean)
+        timesteps, noise, cover = drawn(denoiser, clean, settings, progress, generator, mask)
         result = evaluate(denoiser, clean, timesteps, noise, positive, negative, settings, cover, style)
-    # Half the squared distance to a target one gradient away: its gradient is `gradient`, its value falls to zero.
-    aim = (clean - result.gradient).detach()
-    loss = 0.5 * (latents - aim).square().sum() / len(clean)
-    return Guided(loss, result.gradient, result.estimate, result.target, timesteps)
+    return replace(result, loss=surrogate(latents, result.gradient))
+
+
+def drawn(
+    denoiser: Denoiser,
+    latents: Tensor,
+    settings: Guidance,
+    progress: float,
+    generator: torch.Generator,
+    mask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `guide` draws by chance, time steps and noise, and the mask at the latents' size."""
+    timesteps = draw_steps(settings, denoiser.schedule, len(latents), progress, generator)
+    noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
+    if mask is None:
+        return timesteps, noise, None
+    size = (latents.shape[2], latents.shape[3])
+    return timesteps, noise, torch.nn.functional.adaptive_avg_pool2d(mask.detach().to(latents), size)
+
+
+def surrogate(latents: Tensor, gradient: Tensor) -> Tensor:
+    """A loss whose gradient in `latents` is `gradient` / B: half the squared distance to where one step leads."""
+    aim = (latents - gradient).detach()
+    return 0.5 * (latents - aim).square().sum() / len(latents)
 
 
 def evaluate(
@@ -239,6 +257,11 @@ def aligned(estimate: Tensor, style: Moments, settings: Guidance, mask: Tensor |
     moved = channel_moments.apply(matrix, own, wanted, estimate)
     share = settings.style_strength if mask is None else settings.style_strength * mask
     return estimate + share * (moved - estimate)
+
+
+def wide(latents: Tensor) -> Tensor:
+    """At least float32: gradients and statistics do not fit into 16 bits."""
+    return latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
 
 
 def factors(schedule: NoiseSchedule, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -336,13 +359,3 @@ def _weight(name: Weight, alpha: Tensor, sigma: Tensor) -> Tensor:
     if name == "one":
         return torch.ones_like(alpha)
     return sigma.square() if name == "sigma_squared" else sigma * alpha
-
-
-def _wide(latents: Tensor) -> Tensor:
-    """At least float32: gradients and statistics do not fit into 16 bits."""
-    return latents if latents.dtype in (torch.float32, torch.float64) else latents.float()
-
-
-def _to_latents(mask: Tensor, latents: Tensor) -> Tensor:
-    """A mask of pictures at the latents' size, by averaging."""
-    return torch.nn.functional.adaptive_avg_pool2d(mask.detach().to(latents), latents.shape[-2:])

@@ -48,7 +48,7 @@ class PictureCoder:
 
 def load_coder(folder: Path, placement: Placement, context: Context, subfolder: str = "vae") -> PictureCoder:
     """The encoder and decoder of a model's folder; gradients pass through it, so its weights stay where they are."""
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return PictureCoder(load(AutoencoderKL, folder, subfolder, placement=placement.differentiable, context=context))
 

@@ -80,7 +80,7 @@ def load(
     context.raise_if_cancelled()
     gate.check_folder(base)
     gate.quiet_imports()
-    from diffusers import ModelMixin
+    from diffusers.models.modeling_utils import ModelMixin
 
     files, variant = weights_files(base, variant)
     for file in files:

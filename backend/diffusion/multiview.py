@@ -222,7 +222,7 @@ def convert_network(
 def _attention_order(config: Mapping[str, Any], network: Mapping[str, Tensor]) -> list[str]:
     """Transformer blocks in the order of `unet.attn_processors`: down, up, middle."""
     from accelerate import init_empty_weights
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     with init_empty_weights():
         unet: Any = UNet2DConditionModel.from_config(dict(config))
@@ -290,7 +290,7 @@ def load_multi_view(
         UserError: If the model is missing or broken.
     """
     gate.quiet_imports()
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     published = folders.folder(model_id)
     context.progress("models", 0, 3, "conversion")

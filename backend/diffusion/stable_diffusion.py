@@ -149,7 +149,8 @@ def load_stable_diffusion(
         Cancelled: Between components.
     """
     gate.quiet_imports()
-    from diffusers import ControlNetModel, UNet2DConditionModel
+    from diffusers.models.controlnets.controlnet import ControlNetModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     folder, total = folders.folder(base), 2 + len(controls)
     context.progress("models", 0, total, "encoder")

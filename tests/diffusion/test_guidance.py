@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from backend.diffusion import moments as channel_moments
+from backend.diffusion.captured import CapturedGuidance
 from backend.diffusion.guidance import (
     ANNEALED_STEPS,
     MVDREAM,
@@ -465,3 +466,32 @@ def test_conditions_stack_with_their_scales() -> None:
     assert both.image_scale == 1.0 and both.cameras is None
     with pytest.raises(ValueError, match="image_tokens"):
         stacked((one, replace(two, image_tokens=torch.zeros(1, 4, 8))))
+
+
+# ---- recordings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_recorded_guidance_is_the_plain_one(denoiser: AnalyticDenoiser, with_mask: bool) -> None:
+    """Without a GPU nothing is recorded, but all is taken apart and put together as for a recording."""
+    mask = torch.ones(2, 1, 6, 6) if with_mask else None
+    style = moments(coloured(seeded(5), 5))
+    extra = {"image_scale": torch.tensor([0.5, 1.0]), "control_images": (torch.rand(2, 3, 6, 6),)}
+    positive = replace(denoiser.named(2, 2), control_scales=(0.3,), **extra)
+    negative = replace(denoiser.named(0, 2), control_scales=(0.7,), **extra)
+    seen: list[Conditions] = []
+    predict = denoiser.predict
+    denoiser.predict = lambda noisy, steps, given: (seen.append(given), predict(noisy, steps, given))[1]
+    settings = Guidance(scale=20.0, rescale=0.5)
+    recorded = CapturedGuidance(denoiser, settings, style)
+    for seed in (1, 2):
+        images = torch.rand(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+        common = {"progress": 0.3, "mask": mask}
+        first = guide(denoiser, images, positive, negative, settings, style=style, generator=seeded(seed), **common)
+        second = recorded(images, positive, negative, generator=seeded(seed), **common)
+        assert torch.equal(first.gradient, second.gradient) and torch.equal(first.target, second.target)
+        assert torch.equal(first.loss, second.loss) and torch.equal(first.timesteps, second.timesteps)
+    for given in seen:
+        assert given.control_images[0].shape == (4, 3, 6, 6)
+        (scales,) = given.control_scales
+        assert isinstance(scales, Tensor) and scales.tolist() == pytest.approx([0.7, 0.7, 0.3, 0.3])
