@@ -8,6 +8,7 @@ from . import edit_panels, panels, preferences, properties, rig_panels, session
 from .cloud import engine
 from .operators import (
     animate,
+    bake,
     composite,
     crop_box,
     display,
@@ -60,6 +61,8 @@ _CLASSES: tuple[type, ...] = (
     animate.EFFIGY_OT_import_motion,
     animate.EFFIGY_OT_copy_motion,
     animate.EFFIGY_OT_export_bvh,
+    animate.EFFIGY_FH_motion,
+    bake.EFFIGY_OT_bake_motion,
     rig.EFFIGY_OT_snap_ik,
     rig.EFFIGY_OT_snap_fk,
     rig.EFFIGY_OT_reset_face,

@@ -39,8 +39,12 @@ def record_clips(rig: bpy.types.Object, choice: ClipChoice) -> list[Clip]:
     actions = list(actions_of(rig))
     if not actions:
         raise ValueError(f"{rig.name} has no actions; choose As Shown, or import a motion")
-    with _playing(rig):
-        return [_record_action(rig, action) for action in actions]
+    with _Playing(rig) as playing:
+        clips = []
+        for action in actions:
+            playing.reset()
+            clips.append(_record_action(rig, action))
+        return clips
 
 
 def actions_of(rig: bpy.types.Object) -> Iterator[bpy.types.Action]:
@@ -74,22 +78,38 @@ def _record_action(rig: bpy.types.Object, action: bpy.types.Action) -> Clip:
     return record_clip(action.name, rig, _frames(math.floor(first), math.ceil(last)))
 
 
-class _playing:
-    """Lets go of the NLA while actions are played one by one, and puts everything back."""
+class _Playing:
+    """Lets go of the NLA while actions are played one by one, and puts everything back.
+
+    An action leaves its last values behind in what the next one has no keys for.
+    """
 
     def __init__(self, rig: bpy.types.Object) -> None:
+        self.rig = rig
         self.data = rig.animation_data or rig.animation_data_create()
         self.action = self.data.action
         self.slot = getattr(self.data, "action_slot", None)
         self.use_nla = self.data.use_nla
+        self.sliders = {name: value for name, value in rig.items() if isinstance(value, float)}
+        self.bones = {bone.name: bone.matrix_basis.copy() for bone in rig.pose.bones}
 
-    def __enter__(self) -> None:
+    def reset(self) -> None:
+        """What has no keys stands as the artist left it."""
+        for name, value in self.sliders.items():
+            self.rig[name] = value
+        for name, matrix in self.bones.items():
+            self.rig.pose.bones[name].matrix_basis = matrix
+
+    def __enter__(self) -> _Playing:
         self.data.use_nla = False
+        return self
 
     def __exit__(self, *_: object) -> None:
         self.data.action, self.data.use_nla = self.action, self.use_nla
         if self.slot is not None:
             self.data.action_slot = self.slot
+        self.reset()
+        self.rig.update_tag(refresh={"OBJECT", "DATA", "TIME"})
         scene = bpy.context.scene
         scene.frame_set(scene.frame_current, subframe=scene.frame_subframe)
 

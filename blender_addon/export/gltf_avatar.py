@@ -9,7 +9,7 @@ from typing import Any
 import addon_utils
 import bpy
 
-from .stand_in import Clip, stand_in
+from .stand_in import Clip, last_line, stand_in
 
 _EXPORTER = "io_scene_gltf2"
 
@@ -60,6 +60,8 @@ def write_avatar_gltf(
     """
     if not hasattr(bpy.types, "EXPORT_SCENE_OT_gltf") and addon_utils.enable(_EXPORTER) is None:
         raise ValueError("this Blender has no glTF exporter; enable the add-on glTF 2.0 format in the preferences")
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder {path.parent} is not there; choose another")
     part = path.with_name(f".{path.stem}.part.glb")
     chosen = {"filepath": str(part), "export_animations": bool(clips), "export_all_influences": all_influences}
     known = bpy.ops.export_scene.gltf.get_rna_type().properties.keys()
@@ -73,7 +75,6 @@ def write_avatar_gltf(
             raise ValueError("Blender's glTF exporter wrote nothing; see the system console")
         part.replace(path)
     except RuntimeError as error:
-        lines = str(error).strip().splitlines() or ["no reason given"]
-        raise ValueError(f"Blender's glTF exporter failed: {lines[-1]}") from error
+        raise ValueError(f"Blender's glTF exporter failed: {last_line(error)}") from error
     finally:
         part.unlink(missing_ok=True)

@@ -126,6 +126,12 @@ def stand_in(rig: bpy.types.Object, clips: Sequence[Clip], unlit: bool = True) -
         bpy.data.batch_remove(made)
 
 
+def last_line(error: RuntimeError) -> str:
+    """What an operator of Blender says went wrong: the last line that is not about where."""
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("Location:")]
+    return lines[-1] if lines else "no reason given"
+
+
 def bound_colours(rig: bpy.types.Object) -> np.ndarray | None:
     """[V, 3] display colours of the proxy's vertices after the avatar's Gaussians; None where it has none."""
     proxy = proxy_of(rig)

@@ -21,7 +21,7 @@ from ..shared.axes import axes_to_blender
 from ..shared.cloud_edits import transform_cloud
 from ..shared.gaussians import GaussianCloud
 from .clips import record_clips
-from .stand_in import Clip, stand_in
+from .stand_in import Clip, last_line, stand_in
 
 _SPLATS = "Gaussians"
 
@@ -46,6 +46,8 @@ def write_avatar_usd(path: Path, rig: bpy.types.Object, splats: bool = True, ani
     """
     if not has_usd():
         raise ValueError("this Blender has no USD for Python; use an official build, or export glTF")
+    if not path.parent.is_dir():
+        raise ValueError(f"the folder {path.parent} is not there; choose another")
     part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         clips = record_clips(rig, "SCENE")
@@ -55,8 +57,7 @@ def write_avatar_usd(path: Path, rig: bpy.types.Object, splats: bool = True, ani
             _add_splats(part, clouds, animated_splats)
         part.replace(path)
     except RuntimeError as error:
-        lines = str(error).strip().splitlines() or ["no reason given"]
-        raise ValueError(f"USD export failed: {lines[-1]}") from error
+        raise ValueError(f"USD export failed: {last_line(error)}") from error
     finally:
         part.unlink(missing_ok=True)
 

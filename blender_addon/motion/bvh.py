@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ MAX_BYTES = 512 * 1024**2
 """Larger files are refused before they are read; an hour of motion at 120 frames a second has about 400 MB."""
 
 MAX_JOINTS = 1024
+
+_MOTION_HEAD = re.compile(r"\s*Frames\s*:\s*(\S+)\s+Frame\s+Time\s*:\s*(\S+)")
 
 _AXES = {"X": 0, "Y": 1, "Z": 2}
 
@@ -179,20 +182,29 @@ class _Skeleton:
         )  # fmt: skip
 
 
+_NO_MOTION = "the motion has no frames, an impossible frame time or values that are no number"
+
+_BLOCK_LINES = 4096
+"""Lines whose numbers are read at a time: as words they take many times the file's memory."""
+
+
 def _numbers(text: str, file_name: str) -> tuple[int, float, np.ndarray]:
     """Number of frames, seconds per frame and all values of the MOTION section."""
-    words = text.replace(":", ": ").split()
+    damaged = f"{file_name}: the motion is damaged: frames, frame time or values are missing"
+    found = _MOTION_HEAD.match(text)
+    if found is None:
+        raise MotionError(damaged)
     try:
-        start = words.index("Time:") + 2
-        frames, seconds = int(words[words.index("Frames:") + 1]), float(words[start - 1])
-        values = np.array(words[start:], np.float64)
-    except (ValueError, IndexError):
-        raise MotionError(f"{file_name}: the motion is damaged: frames, frame time or values are missing") from None
-    if frames < 1 or not 1e-4 < seconds < 10 or not np.isfinite(values).all():
-        raise MotionError(
-            f"{file_name}: the motion has no frames, an impossible frame time or values that are no number"
-        )
-    return frames, seconds, values
+        frames, seconds = int(found[1]), float(found[2])
+        lines = text[found.end() :].splitlines()
+        blocks = (lines[k : k + _BLOCK_LINES] for k in range(0, len(lines), _BLOCK_LINES))
+        values = [np.array(" ".join(block).split(), np.float64) for block in blocks]
+    except ValueError:
+        raise MotionError(damaged) from None
+    flat = np.concatenate(values) if values else np.zeros(0)
+    if frames < 1 or not 1e-4 < seconds < 10 or not np.isfinite(flat).all():
+        raise MotionError(f"{file_name}: {_NO_MOTION}")
+    return frames, seconds, flat
 
 
 def write_bvh(

@@ -9,7 +9,7 @@ import numpy as np
 from .bvh import Bvh, MotionError, read_bvh
 from .poses import Motion
 from .retarget import RetargetSettings, retarget_bvh, source_joints
-from .smplx_npz import SmplxMotion, read_smplx_npz, retarget_smplx
+from .smplx_npz import Hands, SmplxMotion, read_smplx_npz, retarget_smplx
 
 SUFFIXES = (".bvh", ".npz")
 
@@ -17,11 +17,12 @@ SUFFIXES = (".bvh", ".npz")
 Source = Bvh | SmplxMotion
 
 
-def load_motion(path: Path) -> Source:
+def load_motion(path: Path, hands: Hands = "auto") -> Source:
     """Read a motion file and see that it can be played.
 
     Args:
         path: BVH of any skeleton, or SMPL-X or AMASS .npz.
+        hands: What the hands of an .npz count from, see `read_smplx_npz`.
 
     Raises:
         MotionError: If it is no motion, or one whose joints cannot be told.
@@ -29,7 +30,7 @@ def load_motion(path: Path) -> Source:
     """
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return read_smplx_npz(path)
+        return read_smplx_npz(path, hands)
     if suffix == ".bvh":
         bvh = read_bvh(path)
         source_joints(bvh)

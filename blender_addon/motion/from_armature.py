@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import bpy
 import numpy as np
 
 from .bvh import Bvh, MotionError
 
 
-def sample_armature(ob: bpy.types.Object, first: int, last: int) -> Bvh:
+def sample_armature(ob: bpy.types.Object, first: int, last: int, names: Sequence[str] | None = None) -> Bvh:
     """Play an armature and record it: constraints, drivers and whatever else moves it included.
 
     Args:
         ob: An armature object.
         first: First frame.
         last: Last frame, included.
+        names: Bones that are recorded, each below the nearest of its parents that is one of them; None for all.
 
     Raises:
         MotionError: If it has no bones, or there are no frames.
     """
-    bones = sorted(ob.data.bones, key=lambda bone: len(bone.parent_recursive))
+    chosen = None if names is None else set(names)
+    bones = [bone for bone in ob.data.bones if chosen is None or bone.name in chosen]
+    bones.sort(key=lambda bone: len(bone.parent_recursive))
     if not bones or last < first:
         raise MotionError(f"{ob.name} has no bones, or there are no frames to copy")
     row = {bone.name: k for k, bone in enumerate(bones)}
-    parents = np.array([row[bone.parent.name] if bone.parent else -1 for bone in bones])
+    parents = np.array([next((row[p.name] for p in bone.parent_recursive if p.name in row), -1) for bone in bones])
     heads = np.array([bone.head_local for bone in bones])
     offsets = np.where(parents[:, None] >= 0, heads - heads[np.maximum(parents, 0)], 0.0)
     ends = np.array([bone.tail_local - bone.head_local for bone in bones])

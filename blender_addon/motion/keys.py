@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import bpy
@@ -87,10 +88,13 @@ class CurveStore:
 
     def add(self, path: str, index: int, group: str, first_frame: int, values: np.ndarray) -> None:
         """A curve with one key per value from `first_frame` on, or a single key if the value never changes."""
+        self.add_at(path, index, group, range(first_frame, first_frame + len(values)), values)
+
+    def add_at(self, path: str, index: int, group: str, frames: Sequence[int], values: np.ndarray) -> None:
+        """A curve with a key at each of the frames, or a single key if the value never changes."""
         if np.ptp(values) < 1e-6:
-            values = values[:1]
+            frames, values = frames[:1], values[:1]
         curve = self._new(path, index, group)
-        frames = first_frame + np.arange(len(values), dtype=np.float64)
         curve.keyframe_points.add(len(values))
         curve.keyframe_points.foreach_set("co", np.stack([frames, values], axis=1).astype(np.float32).ravel())
         curve.keyframe_points.foreach_set("interpolation", np.full(len(values), _LINEAR, np.int32))

@@ -8,12 +8,12 @@ legs, and feet that stand stay where they stand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..shared.bone_names import match_joints
-from ..shared.skeleton import JOINT_NAMES, PARENTS
+from ..shared.skeleton import JOINT_NAMES, PARENTS, axis_angle_to_matrices
 from .bvh import Bvh, MotionError
 from .poses import Motion, local_rotations, lowest_points, matrices_to_axis_angle, posed_joints, world_rotations
 
@@ -30,6 +30,9 @@ _BLEND_SECONDS = 0.15
 """A foot is led to its place and released over this time."""
 
 _JUMP_DEGREES = 10.0
+
+MAX_FRAMES = 100_000
+"""Longest motion that is keyed, over an hour at 24 frames a second: each frame has 230 keys."""
 
 _CHILD = {"pelvis": "spine1", "spine3": "neck", "left_wrist": "left_middle1", "right_wrist": "right_middle1"}
 """Which child gives a joint's direction where it has several."""
@@ -69,10 +72,11 @@ def retarget_bvh(name: str, bvh: Bvh, joints_m: np.ndarray, settings: RetargetSe
     settings = settings or RetargetSettings()
     source = source_joints(bvh)
     to_body = _body_axes(bvh, source)
-    picks = resample(len(bvh.rotations), bvh.frame_seconds, settings, first=_begins_with_rest(bvh))
-    rotations, positions = bvh.world()
-    rotations = to_body @ rotations[picks] @ to_body.T
-    positions, rest = positions[picks] @ to_body.T, bvh.rest() @ to_body.T
+    times = resample(len(bvh.rotations), bvh.frame_seconds, settings, first=_begins_with_rest(bvh))
+    moving = replace(bvh, rotations=times.turns(bvh.rotations), positions=times.values(bvh.positions))
+    rotations, positions = moving.world()
+    rotations = to_body @ rotations @ to_body.T
+    positions, rest = positions @ to_body.T, bvh.rest() @ to_body.T
 
     joints = np.asarray(joints_m, np.float64)
     local = _turns(rotations, rest, source, joints)
@@ -131,13 +135,57 @@ def _begins_with_rest(bvh: Bvh) -> int:
     return int(degrees[0] > _JUMP_DEGREES and degrees[0] > 4 * degrees[1:].max())
 
 
-def resample(frames: int, frame_seconds: float, settings: RetargetSettings, first: int) -> np.ndarray:
-    """The nearest source frame of each frame of the result."""
+@dataclass(frozen=True)
+class Times:
+    """Where in a source each frame of the result lies: between two of its frames.
+
+    Attributes:
+        low: [F] the frame before.
+        high: [F] the frame after.
+        share: [F] 0..1 of the way from the one to the other.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    share: np.ndarray
+
+    def values(self, source: np.ndarray) -> np.ndarray:
+        """[F, ...] of values [S, ...], on straight lines."""
+        share = self.share.reshape(-1, *(1,) * (source.ndim - 1))
+        return source[self.low] * (1 - share) + source[self.high] * share
+
+    def turns(self, source: np.ndarray) -> np.ndarray:
+        """[F, J, 3, 3] of rotations [S, J, 3, 3], on the shortest arcs."""
+        low = source[self.low]
+        between = np.flatnonzero(self.share)
+        if not len(between):
+            return low
+        step = np.swapaxes(low[between], -1, -2) @ source[self.high[between]]
+        part = matrices_to_axis_angle(step) * self.share[between, None, None]
+        turned = low.copy()
+        turned[between] = low[between] @ axis_angle_to_matrices(part)
+        return turned
+
+
+def resample(frames: int, frame_seconds: float, settings: RetargetSettings, first: int) -> Times:
+    """Where in the source the frames of the result lie, at its frame rate and speed.
+
+    Raises:
+        MotionError: If the result would be longer than `MAX_FRAMES`.
+    """
     seconds = (frames - 1 - first) * frame_seconds / settings.speed
     # Files round their frame time (.03333): the last frame may come a little too soon.
     count = max(1, int(np.floor(seconds * settings.fps + 0.05)) + 1)
-    picks = first + np.rint(np.arange(count) / settings.fps * settings.speed / frame_seconds).astype(int)
-    return np.clip(picks, 0, frames - 1)
+    if count > MAX_FRAMES:
+        raise MotionError(
+            f"the motion takes {count} frames here, at most {MAX_FRAMES}; cut it into parts, or play it faster"
+        )
+    place = first + np.arange(count) / settings.fps * settings.speed / frame_seconds
+    whole = np.rint(place)
+    # A frame that is all but met is met: rounded frame times must not blur every frame a little.
+    place = np.clip(np.where(np.abs(place - whole) < 0.05, whole, place), 0, frames - 1)
+    low = np.floor(place).astype(int)
+    return Times(low, np.minimum(low + 1, frames - 1), place - low)
 
 
 def _body_axes(bvh: Bvh, source: dict[str, int]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import bpy
+from bpy_extras.io_utils import ExportHelper
 
 from ..motion.bvh import MotionError, write_bvh
 from ..motion.files import fit_motion, load_motion
@@ -74,11 +75,22 @@ class EFFIGY_OT_import_motion(_RetargetOptions, bpy.types.Operator):
     bl_label = "Import Motion"
     bl_options = {"REGISTER", "UNDO"}
 
-    filepath: bpy.props.StringProperty(subtype="FILE_PATH")  # pyright: ignore[reportInvalidTypeForm]
+    filepath: bpy.props.StringProperty(subtype="FILE_PATH", options={"SKIP_SAVE"})  # pyright: ignore[reportInvalidTypeForm]
     filter_glob: bpy.props.StringProperty(default="*.bvh;*.npz", options={"HIDDEN"})  # pyright: ignore[reportInvalidTypeForm]
+    hands: bpy.props.EnumProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Hands",
+        description="What the hand poses of an .npz file count from",
+        items=[
+            ("auto", "Automatic", "What the file says, else the flat hand"),
+            ("flat", "Flat Hand", "As AMASS stores them"),
+            ("mean", "Mean Hand", "As SMPL-X itself does; a relaxed hand stands for its licensed mean"),
+        ],
+    )
 
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        """Ask for the file."""
+        """Ask for the file; one that was dropped is there already."""
+        if self.filepath:
+            return self.execute(context)
         context.window_manager.fileselect_add(self)
         return {"RUNNING_MODAL"}
 
@@ -89,12 +101,14 @@ class EFFIGY_OT_import_motion(_RetargetOptions, bpy.types.Operator):
         assert rig is not None
         settings = self.settings(context.scene)
         try:
-            motion = fit_motion(path.stem, load_motion(path), rest_joints(rig), settings)
-        except (MotionError, OSError) as error:
-            self.report({"ERROR"}, str(error))
+            source = load_motion(path, self.hands)
+            motion = fit_motion(path.stem, source, rest_joints(rig), settings)
+        except (MotionError, OSError, MemoryError) as error:
+            self.report({"ERROR"}, str(error) or f"{path.name} does not fit into memory; cut it into parts")
             return {"CANCELLED"}
         play_motion(rig, motion, context.scene)
-        self.report({"INFO"}, f"{path.name}: {len(motion.pose)} frames")
+        notes = getattr(source, "notes", ())
+        self.report({"WARNING" if notes else "INFO"}, "; ".join((f"{path.name}: {len(motion.pose)} frames", *notes)))
         return {"FINISHED"}
 
 
@@ -125,44 +139,60 @@ class EFFIGY_OT_copy_motion(_RetargetOptions, bpy.types.Operator):
         return {"FINISHED"}
 
 
-class EFFIGY_OT_export_bvh(bpy.types.Operator):
-    """Write the active avatar's motion over the scene's frames as BVH."""
+class EFFIGY_OT_export_bvh(bpy.types.Operator, ExportHelper):
+    """Write the active avatar's motion over the scene's frames as BVH, whatever moves it: keys, IK, constraints."""
 
     bl_idname = "effigy.export_bvh"
     bl_label = "Export Motion (BVH)"
+    bl_options = {"PRESET"}
 
-    filepath: bpy.props.StringProperty(subtype="FILE_PATH", default="motion.bvh")  # pyright: ignore[reportInvalidTypeForm]
+    filename_ext = ".bvh"
+    filter_glob: bpy.props.StringProperty(default="*.bvh", options={"HIDDEN"})  # pyright: ignore[reportInvalidTypeForm]
     names: bpy.props.EnumProperty(name="Bone Names", items=_CONVENTIONS)  # pyright: ignore[reportInvalidTypeForm]
+    unit: bpy.props.EnumProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Unit",
+        items=[("1", "Metres", "As Blender and SMPL-X"), ("100", "Centimetres", "As Mixamo and most motion libraries")],
+    )
 
     @classmethod
     def poll(cls, context: bpy.types.Context) -> bool:
         """Needs an avatar."""
         return avatar_rig(context) is not None
 
-    def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
-        """Ask for the file."""
-        context.window_manager.fileselect_add(self)
-        return {"RUNNING_MODAL"}
-
     def execute(self, context: bpy.types.Context) -> set[str]:
-        """Record and write, in the body frame (Y up) and metres."""
+        """Record the 55 joints, no controls, and write them in the body frame (Y up)."""
         rig, scene = avatar_rig(context), context.scene
         assert rig is not None
         path = Path(bpy.path.abspath(self.filepath)).with_suffix(".bvh")
         try:
-            recorded = sample_armature(rig, scene.frame_start, scene.frame_end)
+            recorded = sample_armature(rig, scene.frame_start, scene.frame_end, BONE_NAMES)
             rows = [recorded.names.index(bone) for bone in BONE_NAMES]
             world = BODY_TO_BLENDER.T @ recorded.world()[0][:, rows] @ BODY_TO_BLENDER
             names: Convention = self.names
+            unit = float(self.unit)
             write_bvh(
-                path, [bone_name(joint, names) or joint for joint in JOINT_NAMES], PARENTS, rest_joints(rig),
-                local_rotations(world), blender_to_body_points(recorded.positions), recorded.frame_seconds,
+                path, [bone_name(joint, names) or joint for joint in JOINT_NAMES], PARENTS, unit * rest_joints(rig),
+                local_rotations(world), unit * blender_to_body_points(recorded.positions), recorded.frame_seconds,
             )  # fmt: skip
         except (MotionError, OSError) as error:
             self.report({"ERROR"}, f"{path.name} was not written: {error}")
             return {"CANCELLED"}
         self.report({"INFO"}, f"{path.name}: {len(world)} frames")
         return {"FINISHED"}
+
+
+class EFFIGY_FH_motion(bpy.types.FileHandler):
+    """Motion files dropped on the 3D view while an avatar is active."""
+
+    bl_idname = "EFFIGY_FH_motion"
+    bl_label = "Motion of the Avatar"
+    bl_import_operator = "effigy.import_motion"
+    bl_file_extensions = ".bvh;.npz"
+
+    @classmethod
+    def poll_drop(cls, context: bpy.types.Context) -> bool:
+        """Only the 3D view takes them, and only an avatar can play them."""
+        return context.area is not None and context.area.type == "VIEW_3D" and avatar_rig(context) is not None
 
 
 def _other_armature(context: bpy.types.Context) -> bpy.types.Object | None:

@@ -11,7 +11,7 @@ import pytest
 from blender_addon.motion.bvh import Bvh, MotionError, read_bvh, write_bvh
 from blender_addon.motion.poses import Motion, local_rotations, posed_joints, world_rotations
 from blender_addon.motion.retarget import RetargetSettings, retarget_bvh
-from blender_addon.motion.smplx_npz import read_smplx_npz, retarget_smplx
+from blender_addon.motion.smplx_npz import read_smplx_npz, relaxed_hands, retarget_smplx
 from blender_addon.motion.walk import walk_pose
 from blender_addon.shared.bone_names import bone_name, match_joints
 from blender_addon.shared.skeleton import JOINT_NAMES, PARENTS, axis_angle_to_matrices
@@ -210,7 +210,7 @@ def test_a_damaged_bvh_is_one_line(tmp_path: Path, change: object, words: str) -
     ("arrays", "words"),
     [
         ({"betas": np.zeros(16)}, "no poses"),
-        ({"poses": np.zeros((5, 72))}, "156 or 165"),
+        ({"poses": np.zeros((5, 71))}, "66, 72, 156, 165 numbers"),
         ({"poses": np.full((5, 165), np.nan)}, "no numbers"),
         ({"poses": np.zeros((5, 165)), "trans": np.zeros((4, 3))}, "trans"),
         ({"poses": np.zeros((5, 165)), "fps": np.array(0.0)}, "frames a second"),
@@ -221,6 +221,58 @@ def test_a_wrong_npz_is_one_line(tmp_path: Path, joints: np.ndarray, arrays: dic
     with pytest.raises(MotionError, match=words) as caught:
         read_smplx_npz(tmp_path / "wrong.npz")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("joint_count", [22, 24])
+def test_a_body_without_fingers_gets_hands_at_ease(tmp_path: Path, joints: np.ndarray, joint_count: int) -> None:
+    pose = walk_pose(28)
+    pose[:, 0] = 0
+    flat = np.concatenate([pose[:, :22], np.ones((28, joint_count - 22, 3))], axis=1).reshape(28, -1)
+    np.savez(tmp_path / "m.npz", poses=flat, fps=30)
+    source = read_smplx_npz(tmp_path / "m.npz")
+    assert any("no fingers" in note for note in source.notes) and any("no trans" in note for note in source.notes)
+    world = world_of(retarget_smplx("m", source, joints, PLAIN))
+    expected = world_rotations(axis_angle_to_matrices(pose))
+    np.testing.assert_allclose(world[:, :22], expected[:, :22], atol=1e-6)
+    tips = posed_joints(joints, axis_angle_to_matrices(source.pose))[0]
+    straight = posed_joints(joints, np.broadcast_to(np.eye(3), (55, 3, 3)))
+    for side in ("left", "right"):
+        hand, tip = JOINT_NAMES.index(f"{side}_wrist"), JOINT_NAMES.index(f"{side}_middle3")
+        bent, flat_hand = (np.linalg.norm(p[tip] - p[hand]) for p in (tips, straight))
+        assert 0.7 * flat_hand < bent < 0.999 * flat_hand, "the fingers are not bent a little"
+
+
+def test_hands_count_from_the_mean_hand_where_the_file_or_the_user_says_so(tmp_path: Path) -> None:
+    arrays = amass(55, "fps", np.eye(3))
+    np.savez(tmp_path / "plain.npz", **arrays)
+    np.savez(tmp_path / "mean.npz", **arrays, flat_hand_mean=np.array(False))
+    flat = read_smplx_npz(tmp_path / "plain.npz")
+    assert flat.notes == ()
+    np.testing.assert_array_equal(flat.pose, arrays["poses"].reshape(28, 55, 3))
+    from_mean = read_smplx_npz(tmp_path / "mean.npz")
+    assert "mean hand" in from_mean.notes[0]
+    np.testing.assert_array_equal(from_mean.pose[:, :25], flat.pose[:, :25])
+    np.testing.assert_allclose(from_mean.pose[:, 25:] - flat.pose[:, 25:], np.tile(relaxed_hands(), (28, 1, 1)))
+    np.testing.assert_array_equal(read_smplx_npz(tmp_path / "plain.npz", "mean").pose, from_mean.pose)
+    np.testing.assert_array_equal(read_smplx_npz(tmp_path / "mean.npz", "flat").pose, flat.pose)
+
+
+def test_slow_motion_has_poses_between_those_of_the_file(joints: np.ndarray) -> None:
+    """Half the speed at the same frame rate: every second frame is the file's, those between lie half way."""
+    rotations, path = walking()
+    slow = retarget_bvh(
+        "slow",
+        as_bvh(joints, rotations, path, np.eye(3), 1.0),
+        joints,
+        RetargetSettings(30.0, 0.5, False, False, False),
+    )
+    assert len(slow.pose) == 55
+    local = axis_angle_to_matrices(slow.pose)
+    np.testing.assert_allclose(world_rotations(local)[::2, :22], world_rotations(rotations)[:, :22], atol=1e-6)
+    steps = np.swapaxes(local[:-1], -1, -2) @ local[1:]
+    angles = np.arccos(np.clip((np.trace(steps, axis1=-2, axis2=-1) - 1) / 2, -1, 1))[:, :22]
+    np.testing.assert_allclose(angles[::2], angles[1::2], atol=1e-5)
+    np.testing.assert_allclose(slow.translation_m[1::2, [0, 2]], (path[:-1] + path[1:])[:, [0, 2]] / 2, atol=1e-9)
 
 
 def test_names_of_other_rigs_lead_back(joints: np.ndarray) -> None:
