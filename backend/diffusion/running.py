@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from backend.diffusion.placement import Placement, place
 from backend.errors import BAD_REQUEST, MODEL_MISSING, UserError
 
 PIXELS_1MP: Final = 1024 * 1024
+
+LARGEST_STRETCH: Final = 0.5
+"""Logarithm of how much a picture may be stretched in one direction to reach a size that a model takes."""
 
 
 def resting(placement: Placement) -> Placement:
@@ -127,13 +131,15 @@ def fitted_size(width: int, height: int, multiple: int, smallest: int, largest_a
         UserError: If no such size has roughly the picture's shape.
     """
     smallest = -(-smallest // multiple) * multiple
-    scale = max(smallest / min(width, height), 1.0)
-    scale = min(scale, (largest_area / (width * height)) ** 0.5)
-    sides = [max(round(side * scale / multiple) * multiple, smallest) for side in (width, height)]
-    while sides[0] * sides[1] > largest_area:
-        k = int(sides[1] >= sides[0])
-        sides[k] -= multiple
-        if sides[k] < smallest:
-            text = f"a picture of {width} x {height} px is too narrow for this model; crop it closer to a square"
-            raise UserError(text, BAD_REQUEST)
-    return sides[0], sides[1]
+    scale = min(max(smallest / min(width, height), 1.0), math.sqrt(largest_area / (width * height)))
+    w, h = (max(round(side * scale / multiple) * multiple, smallest) for side in (width, height))
+
+    def stretch(size: tuple[int, int]) -> float:
+        return abs(math.log(size[0] / size[1]) - math.log(width / height))
+
+    while w * h > largest_area:
+        w, h = min(((w - multiple, h), (w, h - multiple)), key=stretch)
+    if min(w, h) < smallest or stretch((w, h)) > LARGEST_STRETCH:
+        text = f"a picture of {width} x {height} px is too narrow for this model; crop it closer to a square"
+        raise UserError(text, BAD_REQUEST)
+    return w, h
