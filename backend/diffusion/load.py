@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from backend.context import Context
-from backend.diffusion import gate
+from backend.diffusion import gate, int8
 from backend.diffusion.interfaces import Source
 from backend.diffusion.placement import Placement, place
 from backend.errors import MODEL_MISSING, UserError
@@ -131,27 +131,32 @@ def _shards(index: Path) -> list[Path]:
 
 
 def read_tensors(path: Path, context: Context | None = None) -> dict[str, Tensor]:
-    """All tensors of one safetensors file, on the CPU.
+    """All tensors of one safetensors file, on the CPU; matrices that `models convert` stored in 8 bits as bfloat16.
 
     Raises:
         UserError: If the file fails the gate.
     """
+    import torch
     from safetensors.torch import load_file
 
     if context is not None:
         context.raise_if_cancelled()
     gate.check_safetensors(path)
-    return load_file(path)
+    try:
+        return int8.restore(load_file(path), torch.bfloat16)
+    except ValueError as error:
+        raise UserError(f"{_short(path)}: {error}; {AGAIN}", MODEL_MISSING, "BAD_MODEL") from error
 
 
 def read_shapes(paths: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes from the headers of checked files."""
+    """Names and shapes from the headers of checked files; scales of 8-bit matrices belong to these."""
     from safetensors import safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
         with safe_open(path, framework="pt") as file:
-            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if not name.endswith(int8.SCALE)]  # noqa: SIM118
+            shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in names}
     return shapes
 
 

@@ -72,5 +72,8 @@ def _keyring() -> Any:
 
 
 def _no_keyring(error: Exception) -> UserError:
-    kind = type(error).__name__
-    return UserError(f"this system's keyring cannot be used ({kind}); unlock it, or {INSTALL}", MODEL_MISSING)
+    return UserError(
+        f"this system's keyring cannot be used ({type(error).__name__}); unlock it (on Linux: a Secret Service such as "
+        "GNOME Keyring or KWallet), or get the model elsewhere and import it",
+        MODEL_MISSING,
+    )

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from backend.context import Context, QuietSink
-from backend.diffusion import convert_weights, int8, registry
+from backend.diffusion import convert_weights, gate, int8, registry
 from backend.diffusion.adopt import adopt
 from backend.diffusion.convert_weights import convert
 from backend.diffusion.lock import check
@@ -360,3 +360,23 @@ def test_a_missing_model_says_which_file_goes_where_and_how(weights: Weights) ->
         weights.folder("insightface-pack")
     with pytest.raises(UserError, match="models convert sd15 --to int8"):
         weights.folder("sd15", "int8")
+
+
+def test_a_network_stored_in_8_bits_is_loaded_like_any_other(tmp_path: Path, weights: Weights) -> None:
+    gate.quiet_imports()
+    from diffusers import UNet2DModel
+
+    from backend.diffusion.load import load
+    from backend.diffusion.placement import Placement
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    net = UNet2DModel(sample_size=8, block_out_channels=(64, 128), layers_per_block=1, norm_num_groups=8, **blocks)
+    net.save_pretrained(tmp_path / "mine" / "unet")
+    adopt(ANY, weights, tmp_path / "mine", context(tmp_path))
+    convert(ANY, weights, "int8", context(tmp_path))
+    folder = weights.folder(ANY.id, "int8")
+    assert torch.int8 in {tensor.dtype for tensor in stored(folder / "unet").values()}
+    loaded = load(UNet2DModel, folder, "unet", placement=Placement())
+    for (name, wanted), found in zip(net.state_dict().items(), loaded.state_dict().values(), strict=True):
+        assert (found - wanted).abs().max() <= 0.02 * wanted.abs().max(), name
