@@ -48,7 +48,7 @@ LEAF_SHARE = 0.02
 """The same under sequential offload: the largest layer."""
 
 STORED_SHARE: Mapping[Storage, float] = {"same": 1.0, "fp8": 0.55, "int8": 0.55, "nf4": 0.32}
-"""Against 16 bits; norms and embeddings keep theirs."""
+"""Against 16 bits, of a transformer; norms and embeddings keep theirs, a UNet's convolutions too under int8 and nf4."""
 
 TILED_SHARE = 0.35
 """Working memory with tiles against without, where the decoder's picture is what fills it."""
@@ -316,8 +316,15 @@ def resident_bytes(module: nn.Module, device: str | None = None) -> int:
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.device.type == "meta" or (device is not None and tensor.device.type != torch.device(device).type):
             continue
-        seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        for part in _stored(tensor):
+            seen[part.data_ptr()] = part.numel() * part.element_size()
     return sum(seen.values())
+
+
+def _stored(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors behind one: a quantised weight has several, such as numbers and scales."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return [tensor] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
 
 
 @dataclass

@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -89,7 +89,17 @@ class FacePack:
         with outside.guarded("insightface"):
             module = outside.require("auraface")
             forbid_downloads()
-            self._app = _analysis(module, _models(folder, MODULES), _providers(device))
+            models = _models(folder, MODULES)
+            # A folder with links to the two and nothing else; the detector opens its file again for each new size.
+            self._stage = tempfile.TemporaryDirectory(prefix="pack-", ignore_cleanup_errors=True)
+            for path in models.values():
+                _link(path, Path(self._stage.name) / path.name)
+            self._app = module.app.FaceAnalysis(
+                name=self._stage.name,
+                root=self._stage.name,
+                allowed_modules=list(MODULES),
+                providers=_providers(device),
+            )
         # Without a size it looks in a large square and in a small one, for faces that fill the picture.
         self._app.prepare(ctx_id=-1 if device == "cpu" else 0, det_thresh=DETECTION_THRESHOLD, det_size=None)
 
@@ -152,14 +162,6 @@ def forbid_downloads() -> None:
 
     for name in ("insightface.utils.storage", "insightface.utils.download"):
         importlib.import_module(name).__dict__["download_file"] = refused
-
-
-def _analysis(module: Any, models: Mapping[Kind, Path], providers: Sequence[str]) -> Any:
-    """`FaceAnalysis` on a folder that holds links to the two models and nothing else."""
-    with tempfile.TemporaryDirectory(prefix="pack-", ignore_cleanup_errors=True) as stage:
-        for path in models.values():
-            _link(path, Path(stage) / path.name)
-        return module.app.FaceAnalysis(name=stage, root=stage, allowed_modules=list(MODULES), providers=list(providers))
 
 
 def _models(folder: Path, wanted: Sequence[Kind]) -> dict[Kind, Path]:
