@@ -134,11 +134,14 @@ def _list(options: argparse.Namespace, weights: Weights, voice: _Voice, context:
     for row in registry.ROWS:
         storages = [storage for storage in STORAGES if (row.id, storage) in there]
         size = sum(there[row.id, storage].bytes for storage in storages)
+        part = weights.partial_bytes(row.id)
         state = f"installed ({', '.join(storages)}, {size / 1e9:.2f} GB)" if storages else "-"
+        state = f"begun ({part / 1e9:.2f} GB): fetch goes on" if part else state
         how = "gated" if row.gated else "fetch" if row.fetchable else "yours"
         use = "" if row.commercial else "NON-COMMERCIAL"
         line = f"{row.id:<22} {row.role:<17} {how:<6} {state:<34} {row.licence:<46} {use}".rstrip()
-        voice.say("model", line, **_facts(row), installed=storages, bytes=size, accepted=_accepted(weights, row))
+        state_of = {"installed": storages, "bytes": size, "partial_bytes": part}
+        voice.say("model", line, **_facts(row), **state_of, accepted=_accepted(weights, row))
     return DONE
 
 
@@ -260,9 +263,12 @@ def _remove(options: argparse.Namespace, weights: Weights, voice: _Voice, contex
     for row in [registry.row(model_id) for model_id in options.ids]:
         for storage in (options.storage,) if options.storage else STORAGES:
             folder = weights.place(row.id, storage)
-            lock_path(folder).unlink(missing_ok=True)  # first: what has no lock is not installed
-            if folder.is_dir():
-                shutil.rmtree(folder)
+            with weights.busy(row.id):
+                there = folder.is_dir()
+                lock_path(folder).unlink(missing_ok=True)  # first: what has no lock is not installed
+                if there:
+                    shutil.rmtree(folder)
+            if there:
                 voice.say("done", f"{folder} is removed", model=row.id, folder=str(folder), bytes=0)
     return DONE
 

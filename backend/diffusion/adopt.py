@@ -48,9 +48,7 @@ def adopt(row: ModelRow, weights: Weights, source: Path, context: Context, *, co
             MODEL_MISSING,
         )
     chosen = choose_files(row, place)
-    weights.root.mkdir(parents=True, exist_ok=True)
-    staging = weights.root / f".{row.id}.import-{os.getpid()}"
-    try:
+    with weights.staging(row.id) as staging:
         for name, path in chosen.items():
             _check_source(path, place)
             target = staging / name
@@ -62,9 +60,7 @@ def adopt(row: ModelRow, weights: Weights, source: Path, context: Context, *, co
         lock = Lock(row.id, "import", row.repository, commit, now(), "published", files)
         replace_folder(staging, folder)
         write_lock(folder, lock)
-        return lock
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    return lock
 
 
 def find_source(row: ModelRow, source: Path) -> tuple[Path, str]:
@@ -221,7 +217,7 @@ def _hashes(row: ModelRow, staging: Path, chosen: Mapping[str, Path], context: C
 
 def replace_folder(staging: Path, folder: Path) -> None:
     """Put a finished folder in the place of an older one."""
-    older = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    older = staging.with_name(f"{staging.name}.old")
     if folder.exists():
         folder.replace(older)
     staging.replace(folder)

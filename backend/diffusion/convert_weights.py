@@ -69,9 +69,8 @@ def convert(row: ModelRow, weights: Weights, to: Target, context: Context) -> Lo
         raise UserError(f"{row.id} has nothing to convert to {to}; use it as it is")
     _check_space(weights.root, headers, plans)
     target = weights.place(row.id, to)
-    staging = weights.root / f".{target.name}.convert-{os.getpid()}"
     report = _report(context, row, to, sum(path.stat().st_size for path in headers))
-    try:
+    with weights.staging(row.id) as staging:
         for path in sorted(path for path in source.rglob("*") if path.is_file() and not path.name.endswith(_INDEX)):
             copy = staging / path.relative_to(source)
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -85,9 +84,7 @@ def convert(row: ModelRow, weights: Weights, to: Target, context: Context) -> Lo
         lock = _lock(row, weights, to, staging)
         replace_folder(staging, target)
         write_lock(target, lock)
-        return lock
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    return lock
 
 
 def _kind(path: Path, name: str, tensor: Tensor, to: Target) -> str:

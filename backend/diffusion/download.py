@@ -19,7 +19,6 @@ from typing import IO, Any, Final
 
 from backend.context import Context
 from backend.diffusion import gate, licences
-from backend.diffusion.exclusive import exclusive
 from backend.diffusion.hub import Listing, RemoteFile, gated, list_files
 from backend.diffusion.lock import Lock, LockedFile, locked, now, read_lock, strangers, write_lock
 from backend.diffusion.model_row import ModelRow
@@ -108,9 +107,9 @@ def fetch(
     licences.require(weights.root, row)
     listing = plan(row, weights, transport, update)
     folder = weights.place(row.id)
-    with exclusive(folder.with_name(f"{row.id}.busy"), f"{row.id} is being fetched by another process; wait for it"):
+    with weights.busy(row.id):
         tally = _Tally(context, row, listing.total_bytes)
-        present = dict(_present(folder, listing, tally))
+        present = dict(_present(folder, listing, read_lock(folder), tally))
         _check_space(weights.root, folder, [file for file in listing.files if file.path not in present])
         for file in listing.files:
             if file.path not in present:
@@ -144,19 +143,25 @@ class _Tally:
         self.show(0, file.path)
 
 
-def _present(folder: Path, listing: Listing, tally: _Tally) -> Iterator[tuple[str, LockedFile]]:
-    """Files that an earlier fetch finished: known by size and hash."""
+def _present(folder: Path, listing: Listing, lock: Lock | None, tally: _Tally) -> Iterator[tuple[str, LockedFile]]:
+    """Files that are here already: known by their hash, which the lock vouches for where it can."""
     for file in listing.files:
         path = folder / file.path
-        if path.is_file() and path.stat().st_size == file.bytes:
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            continue
+        entry = lock.files.get(file.path) if lock is not None else None
+        vouched = entry is not None and entry.sha256 == file.sha256
+        if entry is None or not vouched or path.stat().st_mtime_ns != entry.modified_ns:
             digests = _Digests(file)
             with path.open("rb") as source:
                 while block := source.read(BLOCK):
                     digests.update(block)
                     tally.context.raise_if_cancelled()
-            if digests.right():
-                tally.finish(file)
-                yield file.path, locked(path, digests.sha256)
+            if not digests.right():
+                continue
+            entry = locked(path, digests.sha256)
+        tally.finish(file)
+        yield file.path, entry
 
 
 def _check_space(root: Path, folder: Path, files: list[RemoteFile]) -> None:

@@ -204,10 +204,11 @@ def _checked(answer: http.client.HTTPResponse, host: str) -> http.client.HTTPRes
         return answer
     fault = answer.headers.get("X-Error-Code", "")
     answer.close()
-    if status in (401, 403) or fault == "GatedRepo":
-        raise GatedError(f"{host} wants an account for it (answer {status})")
-    if status in (404, 410):
+    # A repository that is gone is answered with 401 to those without an account: the code tells the two apart.
+    if status in (404, 410) or fault in ("RepoNotFound", "RevisionNotFound", "EntryNotFound"):
         raise MissingError(f"{host} does not have it (answer {status})")
+    if status in (401, 403):
+        raise GatedError(f"{host} wants an account for it (answer {status})")
     if status in _PASSING:
         raise InterruptedTransferError(f"{host} is busy (answer {status})")
     if status == 416:

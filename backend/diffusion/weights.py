@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from backend.diffusion import gate, registry
+from backend.diffusion.exclusive import exclusive
 from backend.diffusion.lock import Lock, check, read_lock
 from backend.diffusion.registry import ModelRow
 from backend.errors import MODEL_MISSING, UserError
@@ -68,6 +71,35 @@ class Weights:
     def lock(self, model_id: str, storage: Storage = "published") -> Lock | None:
         """What was locked when it was installed; None if it is not."""
         return read_lock(self.place(model_id, storage))
+
+    def busy(self, model_id: str) -> AbstractContextManager[None]:
+        """While the block runs no other process changes the model; UserError if one does."""
+        refusal = f"{model_id} is being changed by another process; wait for it"
+        return exclusive(self.place(model_id).with_name(f"{model_id}.busy"), refusal)
+
+    @contextmanager
+    def staging(self, model_id: str) -> Iterator[Path]:
+        """A new folder for a model in the making, removed at the end; what a process that died left is removed first.
+
+        Raises:
+            UserError: If another process changes the model.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with self.busy(model_id):
+            for left in self.root.glob(f".{model_id}.*"):
+                shutil.rmtree(left, ignore_errors=True)
+            folder = self.root / f".{model_id}.new"
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def partial_bytes(self, model_id: str) -> int:
+        """What a fetch that did not end has brought so far."""
+        folder = self.place(model_id)
+        if self.lock(model_id) is not None or not folder.is_dir():
+            return 0
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
     def installed(self, model_id: str, storage: Storage | None = None) -> bool:
         """Whether a model is there (unread: `folder` looks closer); with no storage given, in any."""

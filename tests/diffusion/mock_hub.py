@@ -152,7 +152,7 @@ def _handler(hub: MockHub, name: str) -> type[BaseHTTPRequestHandler]:
                 self.answer(401, b"{}", {"X-Error-Code": "GatedRepo", "Content-Type": "application/json"})
             elif found := re.fullmatch(r"/api/models/(.+)/revision/(.+)", path):
                 if found[1] not in hub.files or found[2] not in ("main", hub.commit):
-                    self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+                    self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})  # as the real one, to strangers
                 else:
                     body = faults.listing or hub.listing(found[1])
                     self.answer(200, body, {"Content-Type": "application/json"})

@@ -21,7 +21,7 @@ from backend.diffusion.lock import check
 from backend.diffusion.model_row import ModelFile, ModelRow
 from backend.diffusion.weights import Weights, default_folder, installed_models
 from backend.errors import Cancelled, UserError
-from tests.diffusion.test_gate import Canary
+from tests.diffusion.test_gate import Canary, tarred, torch_zip
 
 SD15 = replace(registry.row("sd15"), files=tuple(ModelFile(file.path) for file in registry.row("sd15").files))
 COMMIT = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
@@ -92,7 +92,7 @@ def test_a_damaged_blob_of_a_cache_is_noticed(tmp_path: Path, weights: Weights) 
     blob.write_bytes(content)
     with pytest.raises(UserError, match="another sha256"):
         adopt(SD15, weights, repository, context(tmp_path))
-    assert not weights.installed("sd15") and not list(weights.root.iterdir())
+    assert not weights.installed("sd15") and not weights.place("sd15").exists()
 
 
 def test_another_commit_than_the_registrys_is_refused(tmp_path: Path, weights: Weights) -> None:
@@ -155,16 +155,18 @@ def test_a_single_file_becomes_the_models_only_one(tmp_path: Path, weights: Weig
 def test_no_pickle_is_imported_under_any_name(tmp_path: Path, weights: Weights) -> None:
     canary = tmp_path / "canary"
     row = registry.row("ip-adapter-faceid")
-    for name in ("faceid.bin", "faceid.safetensors", "faceid.ckpt"):
+    contents = {"faceid.zip": torch_zip(canary), "faceid.tar": tarred(canary)}  # archives are not even looked into
+    contents |= {f"faceid{end}": pickle.dumps(Canary(canary)) for end in (".bin", ".safetensors", ".ckpt", ".tar.gz")}
+    for name, content in contents.items():
         source = tmp_path / "mine" / name
         source.parent.mkdir(exist_ok=True)
-        source.write_bytes(pickle.dumps(Canary(canary)))
+        source.write_bytes(content)
         for given in (source, source.parent):
             with pytest.raises(UserError):
                 adopt(row, weights, given, context(tmp_path))
         source.unlink()
     assert not canary.exists() and not weights.installed(row.id)
-    assert not weights.root.is_dir() or not list(weights.root.iterdir())
+    assert not weights.place(row.id).exists() and not list(weights.root.rglob("faceid*"))
 
 
 def test_a_users_pack_of_onnx_graphs_is_imported(tmp_path: Path, weights: Weights) -> None:
@@ -188,6 +190,9 @@ def test_a_link_out_of_the_source_is_not_followed(tmp_path: Path, weights: Weigh
 
 def test_a_failed_import_leaves_the_older_one_in_place(tmp_path: Path, weights: Weights) -> None:
     adopt(SD15, weights, published(tmp_path / "mine", SD15), context(tmp_path))
+    before = {path.name for path in weights.root.iterdir()}
+    left = weights.root / ".sd15.new" / "unet"  # by a process that was killed
+    left.mkdir(parents=True)
     worse = published(tmp_path / "worse", SD15)
     (worse / "unet" / "config.json").write_text(json.dumps({"auto_map": {"A": "b.C"}}))
     with pytest.raises(UserError, match="auto_map"):
@@ -197,7 +202,7 @@ def test_a_failed_import_leaves_the_older_one_in_place(tmp_path: Path, weights: 
     with pytest.raises(Cancelled):
         adopt(SD15, weights, worse, cancelled)
     assert weights.folder("sd15").is_dir()
-    assert {path.name for path in weights.root.iterdir()} == {"sd15", "sd15.lock.json"}
+    assert {path.name for path in weights.root.iterdir()} == before
 
 
 # ---- conversion -----------------------------------------------------------------------------------------------------

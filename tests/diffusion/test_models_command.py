@@ -120,6 +120,8 @@ def test_a_fetch_that_is_killed_again_and_again_ends_with_the_right_files(
         process.communicate()
         sizes.append(part.stat().st_size if part.is_file() else 0)
         assert not weights.installed(ROW.id)
+    listed = {line["id"]: line for line in run(environment, "list")[1]}[ROW.id]
+    assert listed["installed"] == [] and listed["partial_bytes"] >= sizes[-1]
     assert sizes == sorted(sizes) and sizes[-1] > sizes[1]  # nothing that came was lost
     hub.faults.bytes_per_s = 0.0
     code, lines, _ = run(environment, "fetch", ROW.id, *LICENCE, "--mirror", hub.base)
@@ -179,6 +181,9 @@ def test_verify_reads_everything_and_remove_removes_it(hub: MockHub, environment
     assert code == 1 and lines[-1]["wrong"] == ["model.safetensors has changed (another sha256)"]
     code, lines, _ = run(environment, "remove", ROW.id)
     assert code == 0 and not path.parent.exists()
+    with Weights(Path(environment["EFFIGY_MODELS"])).busy(ROW.id):
+        code, lines, _ = run(environment, "remove", ROW.id)
+        assert code == 1 and "another process" in lines[-1]["text"]
     assert run(environment, "verify", ROW.id)[0] == 3
 
 
