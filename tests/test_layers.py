@@ -21,7 +21,19 @@ FORBIDDEN = {
 }
 # methods -> perception, human, splats, diffusion -> raster -> shared
 MIDDLE = ("perception", "human", "splats", "diffusion")
-UPPER = ("methods", "pipeline", "jobs", "generate", "serve", "serve_job", "render", "preview", "doctor", "__main__")
+UPPER = (
+    "methods",
+    "pipeline",
+    "jobs",
+    "generate",
+    "serve",
+    "serve_job",
+    "render",
+    "preview",
+    "doctor",
+    "models",
+    "__main__",
+)
 BELOW = {"raster": (*MIDDLE, *UPPER), **{name: UPPER for name in MIDDLE}}
 MAY_KNOW_METHODS = ("methods", "pipeline", "generate", "__main__")
 

@@ -21,6 +21,7 @@ from backend.errors import MODEL_MISSING, UserError
 from backend.files import shown
 
 _ONNX = ".onnx"
+_OLD = "an old .bin or .ckpt is converted first: python -m backend.diffusion.old_weights IN OUT.safetensors"
 
 
 def adopt(row: ModelRow, weights: Weights, source: Path, context: Context, *, copy: bool = False) -> Lock:
@@ -142,7 +143,7 @@ def _name_of_single(row: ModelRow, path: Path) -> str:
     raise UserError(
         f"{row.id} consists of {len(row.files)} files in folders; name the folder, not {path.name}"
         if row.files
-        else f"{path.name} is no .safetensors file; convert it first"
+        else f"{path.name} is no .safetensors file; {_OLD}"
     )
 
 

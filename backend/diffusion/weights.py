@@ -111,13 +111,14 @@ class Weights:
 
         Args:
             model_id: Row of the registry.
-            storage: Which one; None takes what was converted to bf16 if it is there, else the published one.
+            storage: Which one; None takes what was converted to bf16 if it is there, else the published one, else
+                the one in 8 bits (which loads as bfloat16).
 
         Raises:
             UserError: NO_MODEL if it is not installed, BAD_MODEL if a file changed; both name the command that helps.
         """
         row = registry.row(model_id)
-        kinds: tuple[Storage, ...] = ("bf16", "published") if storage is None else (storage,)
+        kinds: tuple[Storage, ...] = ("bf16", "published", "int8") if storage is None else (storage,)
         for kind in kinds:
             folder = self.place(model_id, kind)
             lock = read_lock(folder)

@@ -17,7 +17,7 @@ from backend.context import Context, QuietSink
 from backend.diffusion import convert_weights, gate, int8, registry
 from backend.diffusion.adopt import adopt
 from backend.diffusion.convert_weights import convert
-from backend.diffusion.lock import check
+from backend.diffusion.lock import check, lock_path
 from backend.diffusion.model_row import ModelFile, ModelRow
 from backend.diffusion.weights import Weights, default_folder, installed_models
 from backend.errors import Cancelled, UserError
@@ -283,7 +283,9 @@ def test_int8_is_within_half_a_step_of_every_row(tmp_path: Path, weights: Weight
         assert ((restored[name] - wanted).abs() <= step / 2 + 1e-6).all()
     assert torch.equal(restored["blocks.0.zero.weight"], torch.zeros(128, 128))
     assert stored(folder / "text_encoder")["wo.weight"].dtype == torch.bfloat16
-    assert weights.folder(ANY.id) == weights.place(ANY.id, "published")  # 8 bits are taken only when asked for
+    assert weights.folder(ANY.id) == weights.place(ANY.id, "published")  # 8 bits only where there is nothing better
+    lock_path(weights.place(ANY.id)).unlink()
+    assert weights.installed(ANY.id) and weights.folder(ANY.id) == folder
 
 
 def test_int8_of_a_random_matrix_obeys_its_definition() -> None:

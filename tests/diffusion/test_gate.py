@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import pickle
+import random
 import subprocess
 import sys
 import tarfile
@@ -16,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from backend.diffusion import gate
@@ -112,6 +115,28 @@ def test_every_cut_of_a_good_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "cut.safetensors").write_bytes(whole[:length])
         with pytest.raises(UserError):
             check_safetensors(tmp_path / "cut.safetensors")
+
+
+def test_what_passes_is_what_the_library_reads(tmp_path: Path) -> None:
+    """Mutated good files: each is refused in one line, or the library itself finds nothing wrong with it."""
+    generator = random.Random(3)
+    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2).half(), "c": torch.zeros(0)}
+    save_file(tensors, tmp_path / "good.safetensors", metadata={"format": "pt"})
+    good, path, passed = (tmp_path / "good.safetensors").read_bytes(), tmp_path / "x.safetensors", 0
+    for _ in range(1500):
+        mutant = bytearray(good)
+        for _ in range(generator.randrange(1, 4)):
+            at = generator.randrange(8 + int.from_bytes(good[:8], "little"))
+            mutant[at] = generator.choice([generator.randrange(256), *b'0123456789[]{},:"-'])
+        path.write_bytes(mutant)
+        try:
+            check_safetensors(path)
+        except UserError:
+            continue
+        passed += 1
+        with safe_open(path, framework="pt") as file:
+            assert all(file.get_tensor(name) is not None for name in file.keys())  # noqa: SIM118
+    assert 10 < passed < 1400
 
 
 def layout(folder: Path) -> Path:
@@ -304,6 +329,16 @@ def test_what_is_no_onnx_graph_is_refused(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "net.onnx").write_bytes(content)
     with pytest.raises(UserError):
         check_folder(tmp_path, onnx=True)
+
+
+def test_a_mutated_graph_ends_in_one_line_or_passes(tmp_path: Path) -> None:
+    generator, path = random.Random(4), tmp_path / "net.onnx"
+    for _ in range(500):
+        mutant = bytearray(onnx_graph("net.data", deep=True))
+        mutant[generator.randrange(len(mutant))] = generator.randrange(256)
+        path.write_bytes(mutant[: generator.randrange(1, len(mutant) + 1)])
+        with contextlib.suppress(UserError):
+            check_folder(tmp_path, onnx=True)
 
 
 def test_the_libraries_are_imported_with_their_switches_set() -> None:
