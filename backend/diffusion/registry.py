@@ -220,12 +220,14 @@ ROWS: Final[tuple[ModelRow, ...]] = (
     # ---- edits: head, scene -----------------------------------------------------------------------------------------
     ModelRow(
         "flux2-klein", "edit", "FLUX.2 klein 4B", _APACHE, Memory(4.0, 7.75, 15.8, 15.8, 15.8),
-        f"About 16 GB; the text encoder (8 GB in 16 bit) runs once an instruction. {_NO_PIN}",
+        "About 16 GB; the text encoder (8 GB in 16 bit) runs once an instruction. "
+        "Sizes and hashes: unknown until the first download.",
         "black-forest-labs/FLUX.2-klein-4B",
         _files(
             "model_index.json", _SCHEDULER, "tokenizer/*", "text_encoder/*.json", "text_encoder/*.safetensors",
             "transformer/*.json", "transformer/*.safetensors", "vae/config.json", f"vae/{_SAFETENSORS}",
         ),
+        "e7b7dc27f91deacad38e78976d1f2b499d76a294",
     ),
     # ---- what a picture says about its surface ----------------------------------------------------------------------
     ModelRow(
@@ -284,8 +286,10 @@ ROWS: Final[tuple[ModelRow, ...]] = (
     ModelRow(
         "auraface", "identity", "AuraFace 1 (ArcFace R100)", _APACHE, _all(0.26),
         "Only the recogniser, 261 MB: the detector and landmark graphs of the repository are InsightFace's, whose "
-        "weights are for non-commercial use. Sizes and hashes: unknown until the first download.",
-        "fal/AuraFace-v1", _files("glintr100.onnx"), "af6d057c9b0ec4071d4c49c80e3539258798b609",
+        "weights are for non-commercial use.",
+        "fal/AuraFace-v1",
+        (ModelFile("glintr100.onnx", 260694151, "a7933ea5330113b01c9b60351d8f4c33003f145d8470ac5f0e52ee2effe25c60"),),
+        "af6d057c9b0ec4071d4c49c80e3539258798b609",
     ),
     ModelRow(
         "insightface-pack", "identity", "A pack of InsightFace (the user's)",
