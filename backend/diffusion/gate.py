@@ -56,7 +56,8 @@ rendered in transformers' sandbox."""
 _IGNORED: Final = (".md", ".rst", ".part", ".png", ".jpg", ".jpeg", ".webp", ".gif", ".gitattributes", ".gitignore")
 _IGNORED_NAMES: Final = ("license", "licence", "notice", ".ds_store", "thumbs.db", "desktop.ini")
 _REMOTE_CODE: Final = ("auto_map", "custom_pipeline", "custom_pipelines", "trust_remote_code")
-_MODULES: Final = ("diffusers", "transformers")
+_MODULES: Final = ("diffusers", "transformers", "stable_diffusion")
+"""What a pipeline's index may name; the third is diffusers' own, for the safety checker of Stable Diffusion 1.5."""
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def layout(folder: Path) -> Path:
     (folder / "unet").mkdir(parents=True)
     (folder / "tokenizer").mkdir()
     (folder / "model_index.json").write_text(
-        json.dumps({"_class_name": "P", "unet": ["diffusers", "U"], "safety_checker": [None, None], "flag": True})
+        json.dumps({"unet": ["diffusers", "U"], "none": [None, None], "flag": True, "s": ["stable_diffusion", "S"]})
     )
     (folder / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel"}))
     (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
