@@ -112,6 +112,8 @@ class CapturedGuidance:
         tensors = [mask, *wanted[0], *unwanted[0]]
         absent = tuple(tensor is None for tensor in tensors)
         if absent not in self._calls:
+            # On the device already: a recording cannot fetch it from the host.
+            style = None if self._style is None else self._style.to(latents)
 
             def call(latents: Tensor, timesteps: Tensor, noise: Tensor, *rest: Tensor) -> Tensor:
                 given = iter(rest)
@@ -119,7 +121,7 @@ class CapturedGuidance:
                 half = len(wanted[0])
                 conditions = wanted[1](parts[:half]), unwanted[1](parts[half:])
                 result = guidance.evaluate(
-                    self._denoiser, latents, timesteps, noise, *conditions, self._settings, own, self._style
+                    self._denoiser, latents, timesteps, noise, *conditions, self._settings, own, style
                 )
                 return torch.stack([result.gradient, result.estimate, result.target])
 

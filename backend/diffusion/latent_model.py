@@ -36,6 +36,12 @@ class PictureCoder:
 
         The mean, not a sample: its spread is a hundredth of the latents' own, and only noise to an optimiser.
         """
+        if self.vae.dtype != torch.float16:
+            return self._encode(images)
+        scale: list[Tensor] = []
+        return _ScaleDown.apply(self._encode(_ScaleUp.apply(images, scale)).float(), scale)
+
+    def _encode(self, images: Tensor) -> Tensor:
         values = 2 * images.to(self.vae.dtype) - 1
         return self.vae.encode(values).latent_dist.mean * self.scale
 
@@ -44,6 +50,39 @@ class PictureCoder:
         with torch.no_grad():
             values = self.vae.decode((latents / self.scale).to(self.vae.dtype)).sample
         return (0.5 * values.float() + 0.5).clamp(0, 1)
+
+
+class _ScaleDown(torch.autograd.Function):
+    """On the way back, the gradient is brought to a largest value of 1, so that float16 neither over- nor underflows.
+
+    Applied to the result of a network in float16; `_ScaleUp` on its input gives the gradient its size again. Nothing
+    is read back from the device.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: list[Tensor]) -> Tensor:
+        ctx.scale = scale
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        ctx.scale[:] = [gradient.abs().amax().clamp_min(1e-30)]
+        return gradient / ctx.scale[0], None
+
+
+class _ScaleUp(torch.autograd.Function):
+    """See `_ScaleDown`."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, scale: list[Tensor]) -> Tensor:
+        ctx.scale = scale
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient * ctx.scale[0].to(gradient), None
 
 
 def load_coder(folder: Path, placement: Placement, context: Context, subfolder: str = "vae") -> PictureCoder:

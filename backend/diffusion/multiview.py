@@ -58,6 +58,7 @@ class MultiView:
         sources: tuple[Source, ...] = (),
         *,
         reads_image: bool = False,
+        size_px: int = SIZE_PX,
     ) -> None:
         """Wrap loaded models.
 
@@ -67,8 +68,10 @@ class MultiView:
             schedule: It was trained with.
             sources: All that take part.
             reads_image: ImageDream.
+            size_px: Of the pictures that it is shown.
         """
         self.unet = unet
+        self.size_px = size_px
         self.coder = coder
         self.reads_image = reads_image
         self._schedule = schedule
@@ -85,10 +88,10 @@ class MultiView:
         return self._schedule
 
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] in 0..1, brought to 256 px, to latents [B, 4, 32, 32]; differentiable."""
-        size = SIZE_PX if self.coder.factor == 8 else images.shape[-1]
-        if images.shape[-2:] != (size, size):
-            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        """Pictures [B, 3, H, W] in 0..1, brought to `size_px`, to latents [B, 4, h, w]; differentiable."""
+        size = (self.size_px, self.size_px)
+        if images.shape[-2:] != size:
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
         return self.coder.encode(images)
 
     def decode(self, latents: Tensor) -> Tensor:

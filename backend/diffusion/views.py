@@ -6,10 +6,14 @@ every view would ask for a face on the back of the head, so the face's condition
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from backend.diffusion.face_adapter import ImageTokens
+from backend.diffusion.interfaces import Conditions
 
 VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 """Appended to a prompt, in the order of `ViewTexts`."""
@@ -40,6 +44,54 @@ class ViewTexts:
         """Blended embeddings [B, L, D] for views [B]; continuous in both angles."""
         weights = view_weights(azimuths_deg, elevations_deg).to(self.embeddings)
         return torch.einsum("bk,kld->bld", weights, self.embeddings)
+
+
+@dataclass(frozen=True)
+class ViewControl:
+    """Drawings for one control network.
+
+    Attributes:
+        images: [B, 3, H, W] in 0..1, one per view.
+        scale: Of the network.
+        of_face: It asks for a face, and fades where the face is not seen.
+    """
+
+    images: Tensor
+    scale: float = 1.0
+    of_face: bool = False
+
+
+def view_conditions(
+    texts: ViewTexts,
+    negative_text: Tensor,
+    azimuths_deg: Tensor,
+    elevations_deg: Tensor,
+    *,
+    face: ImageTokens | None = None,
+    face_scale: float = 1.0,
+    controls: Sequence[ViewControl] = (),
+) -> tuple[Conditions, Conditions]:
+    """Positive and negative conditions of rendered views.
+
+    Args:
+        texts: The prompt for four sides.
+        negative_text: [1, L, D].
+        azimuths_deg: [B], 0 at the front.
+        elevations_deg: [B].
+        face: Tokens of the face adapter.
+        face_scale: Of the face adapter at the front.
+        controls: In the order of the denoiser's control networks; both sides of the guidance see them.
+    """
+    count, share = len(azimuths_deg), face_share(azimuths_deg)
+    own, none = (None, None) if face is None else face.for_batch(count)
+    images = tuple(control.images for control in controls)
+    scales = tuple(control.scale * (share if control.of_face else torch.ones_like(share)) for control in controls)
+    text = texts.at(azimuths_deg, elevations_deg)
+    plain = negative_text.expand(count, -1, -1)
+    return (
+        Conditions(text, own, face_scale * share, control_images=images, control_scales=scales),
+        Conditions(plain, none, face_scale * share, control_images=images, control_scales=scales),
+    )
 
 
 def view_weights(azimuths_deg: Tensor, elevations_deg: Tensor) -> Tensor:

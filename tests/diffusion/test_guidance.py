@@ -12,6 +12,7 @@ from torch import Tensor
 
 from backend.diffusion import moments as channel_moments
 from backend.diffusion.captured import CapturedGuidance
+from backend.diffusion.face_adapter import ImageTokens
 from backend.diffusion.guidance import (
     ANNEALED_STEPS,
     MVDREAM,
@@ -27,7 +28,14 @@ from backend.diffusion.guidance import (
 )
 from backend.diffusion.interfaces import Conditions
 from backend.diffusion.moments import Moments, moments, transport
-from backend.diffusion.views import ViewTexts, face_share, view_prompts, view_weights
+from backend.diffusion.views import (
+    ViewControl,
+    ViewTexts,
+    face_share,
+    view_conditions,
+    view_prompts,
+    view_weights,
+)
 from tests.oracles.analytic_denoiser import AnalyticDenoiser, Mixture, gaussian
 
 SHAPE = (4, 3, 3)
@@ -452,6 +460,22 @@ def test_a_face_fades_as_it_turns_away() -> None:
     assert share.tolist() == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0], abs=1e-6)
     angles = torch.linspace(0, 180, 200)
     assert (face_share(angles).diff() <= 0).all()
+
+
+def test_views_have_conditions_of_their_own() -> None:
+    azimuths = torch.tensor([0.0, 72.5, 180.0])
+    face = ImageTokens(torch.ones(1, 2, 4), torch.zeros(1, 2, 4))
+    drawings = torch.rand(3, 3, 8, 8)
+    positive, negative = view_conditions(
+        ViewTexts(torch.eye(4)[:, None, :]), torch.full((1, 1, 4), 9.0), azimuths, torch.zeros(3), face=face,
+        face_scale=0.8, controls=(ViewControl(drawings, 0.5, of_face=True), ViewControl(drawings)),
+    )  # fmt: skip
+    assert positive.text[:, 0].argmax(1).tolist() == [0, 1, 2] and (negative.text == 9).all()
+    assert positive.image_tokens is not None and negative.image_tokens is not None
+    assert positive.image_tokens.all() and not negative.image_tokens.any()
+    shares = [torch.as_tensor(scale).tolist() for scale in (positive.image_scale, *positive.control_scales)]
+    assert shares == [pytest.approx([0.8, 0.4, 0.0], abs=1e-6), pytest.approx([0.5, 0.25, 0.0], abs=1e-6), [1, 1, 1]]
+    stacked((negative, positive))
 
 
 def test_conditions_stack_with_their_scales() -> None:

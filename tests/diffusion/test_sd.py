@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from backend.benches import guidance as bench
 from backend.context import Context
 from backend.diffusion.face_adapter import (
     Adapter,
@@ -27,7 +28,7 @@ from backend.diffusion.face_adapter import (
 )
 from backend.diffusion.guidance import SAS, Guidance, guide
 from backend.diffusion.interfaces import Conditions
-from backend.diffusion.latent_model import read_schedule
+from backend.diffusion.latent_model import load_coder, read_schedule
 from backend.diffusion.load import load
 from backend.diffusion.moments import moments
 from backend.diffusion.placement import Placement
@@ -234,6 +235,23 @@ def test_the_guidance_reaches_the_pictures_through_everything(
         assert all(parameter.grad is None for parameter in model.unet.parameters())
 
 
+def test_the_benchs_iteration_works(model: StableDiffusion) -> None:
+    """What `bench sds_sd15_512` times on a GPU, here at 64 px: plain and as for a recording, the same seed."""
+    own = bench.conditions_like(model, 64, 1, "cpu")
+    plain, recorded = (bench.iteration(model, own, 64, captured)() for captured in (False, True))
+    assert plain.shape == (1, 3, 64, 64) and torch.isfinite(plain).all() and plain.any()
+    assert bench.counted_teraflops(bench.iteration(model, own, 64, False)) > 0
+    assert recorded.shape == plain.shape
+
+
+def test_the_full_size_is_the_published_one() -> None:
+    """Millions of parameters of the published models, counted without memory for them."""
+    full = bench.full_size("meta", torch.float16)
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (full.unet, full.controls[0], full.coder.vae)]
+    # 859.5 of the UNet and 19.2 of plus-face's keys and values; 361.3; 83.7.
+    assert [round(size / 1e6, 1) for size in sizes] == [878.7, 361.3, 83.7]
+
+
 def test_half_precision_is_near(factory: TinyFactory, model: StableDiffusion, texts: Tensor) -> None:
     placement = Placement(dtype=torch.bfloat16)
     half = load_stable_diffusion(factory, placement, QUIET, controls=())
@@ -242,6 +260,21 @@ def test_half_precision_is_near(factory: TinyFactory, model: StableDiffusion, te
     near = half.predict(noisy(), times, own)
     assert near.dtype == torch.float32 and half.unet.dtype == torch.bfloat16
     assert 0 < (near - full).abs().max() < 0.1 * full.abs().max()
+
+
+@pytest.mark.parametrize("size", [1e-8, 1.0, 1e6])
+def test_gradients_of_any_size_pass_an_encoder_in_half_precision(
+    factory: TinyFactory, model: StableDiffusion, size: float
+) -> None:
+    coder = load_coder(factory.folder("sd15"), Placement(dtype=torch.float16), QUIET)
+    weights = size * torch.randn(1, 4, 8, 8, generator=seeded(2))
+    gradients = []
+    for encode in (model.encode, coder.encode):
+        images = torch.rand(1, 3, 64, 64, generator=seeded(1)).requires_grad_()
+        (encode(images).float() * weights).sum().backward()
+        assert images.grad is not None and images.grad.dtype == torch.float32
+        gradients.append(images.grad)
+    assert (gradients[1] - gradients[0]).norm() < 0.02 * gradients[0].norm()
 
 
 def test_adapters_work_under_every_placement(factory: TinyFactory, texts: Tensor, tmp_path: Path) -> None:
