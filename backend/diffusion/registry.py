@@ -61,22 +61,20 @@ _USERS = "Whatever the user installs; nobody here knows its licence, so it count
 _SAFETENSORS = "diffusion_pytorch_model.safetensors"
 _SAFETENSORS_16 = "diffusion_pytorch_model.fp16.safetensors"
 _SCHEDULER = "scheduler/scheduler_config.json"
-_TOKENIZER = tuple(
-    f"tokenizer/{name}" for name in ("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json")
-)
-_T5 = tuple(
-    f"tokenizer/{name}"
-    for name in ("special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer_config.json")
-)
 _CONFIGS = ("text_encoder/config.json", "unet/config.json", "vae/config.json")
-_SD = _files("model_index.json", _SCHEDULER, *_TOKENIZER, *_CONFIGS)
+_SD = _files("model_index.json", _SCHEDULER, "tokenizer/*", *_CONFIGS)
 _SD_16 = ("text_encoder/model.fp16.safetensors", f"unet/{_SAFETENSORS_16}", f"vae/{_SAFETENSORS_16}")
 _MV = _files(  # no model_index.json: it names modules of the repository's own
-    _SCHEDULER, *_TOKENIZER, *_CONFIGS, "text_encoder/model.safetensors", f"unet/{_SAFETENSORS}", f"vae/{_SAFETENSORS}"
+    _SCHEDULER,
+    "tokenizer/*",
+    *_CONFIGS,
+    "text_encoder/model.safetensors",
+    f"unet/{_SAFETENSORS}",
+    f"vae/{_SAFETENSORS}",
 )
 _WAN = _files(
-    "model_index.json", _SCHEDULER, *_T5, "text_encoder/*.json", "text_encoder/*.safetensors", "transformer/*.json",
-    "transformer/*.safetensors", "vae/config.json", f"vae/{_SAFETENSORS}",
+    "model_index.json", _SCHEDULER, "tokenizer/*", "text_encoder/*.json", "text_encoder/*.safetensors",
+    "transformer/*.json", "transformer/*.safetensors", "vae/config.json", f"vae/{_SAFETENSORS}",
 )  # fmt: skip
 _VISION = _files("config.json", "preprocessor_config.json")
 
@@ -175,7 +173,7 @@ ROWS: Final[tuple[ModelRow, ...]] = (
         "The image encoder (1.26 GB in 16 bit) runs once. The repository's python files are not fetched. "
         "Sizes and hashes: unknown until the first download.",
         "ashawkey/imagedream-ipmv-diffusers",
-        (*_MV, *_files("feature_extractor/*.json", "image_encoder/config.json", "image_encoder/model.safetensors")),
+        (*_MV, *_files("feature_extractor/*", "image_encoder/config.json", "image_encoder/model.safetensors")),
         "cf85e6f13a34fe613f9e2eb7076ee42806fee878",
     ),
     # ---- an orbit around an object: object --------------------------------------------------------------------------
@@ -184,7 +182,7 @@ ROWS: Final[tuple[ModelRow, ...]] = (
         f"Free below a revenue of 1 million US$ a year. The 16-bit variant. {_NO_HASHES}",
         "stabilityai/stable-video-diffusion-img2vid-xt",
         (
-            *_files("model_index.json", _SCHEDULER, "feature_extractor/preprocessor_config.json"),
+            *_files("model_index.json", _SCHEDULER, "feature_extractor/*"),
             *_files("image_encoder/config.json", "image_encoder/model.fp16.safetensors"),
             *_files("unet/config.json", f"unet/{_SAFETENSORS_16}", "vae/config.json"),
             ModelFile(_SD_16[2], None, "af602cd0eb4ad6086ec94fbf1438dfb1be5ec9ac03fd0215640854e90d6463a3"),
@@ -208,7 +206,7 @@ ROWS: Final[tuple[ModelRow, ...]] = (
         "Wan-AI/Wan2.2-Animate-14B-Diffusers",
         (
             *_WAN,
-            *_files("image_processor/*.json", "image_processor/merges.txt"),
+            *_files("image_processor/*"),
             *_files("image_encoder/config.json", "image_encoder/model.safetensors"),
         ),
     ),
@@ -269,8 +267,7 @@ ROWS: Final[tuple[ModelRow, ...]] = (
         f"MIT is the code's licence; the hub's card names none for the weights. {_NO_HASHES}",
         "openai/clip-vit-large-patch14",
         (
-            *_VISION,
-            *_files("merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"),
+            *_files("*.json", "merges.txt"),
             ModelFile("model.safetensors", None, "a2bf730a0c7debf160f7a6b50b3aaf3703e7e88ac73de7a314903141db026dcb"),
         ),
         "32bd64288804d66eefd0ccbe215aa642df71cc41",
