@@ -241,9 +241,12 @@ def clip_features(
     Returns:
         Both in float32.
     """
-    from transformers import CLIPVisionModelWithProjection
+    from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
-    encoder: Any = load(CLIPVisionModelWithProjection, folder, placement=placement, context=context)
+    # Published encoders come with and without the projection, and some with a constant of older versions.
+    kind = CLIPVisionModelWithProjection if pooled else CLIPVisionModel
+    spare = (r"position_ids$",) if pooled else (r"position_ids$", r"^visual_projection\.")
+    encoder: Any = load(kind, folder, placement=placement, context=context, spare=spare)
     pixels = clip_pixels(image.to(placement.device), encoder.config.image_size).to(placement.dtype)
     with torch.no_grad():
         out = encoder(torch.cat([pixels, torch.zeros_like(pixels)]), output_hidden_states=True)

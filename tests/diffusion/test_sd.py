@@ -20,6 +20,7 @@ from backend.context import Context
 from backend.diffusion.face_adapter import (
     Adapter,
     ImageTokens,
+    clip_features,
     clip_pixels,
     embed_identity,
     embed_picture,
@@ -343,6 +344,33 @@ def test_pictures_reach_clip_as_its_own_processor_would_send_them() -> None:
     ours = clip_pixels(image, 224)
     assert ours.shape == expected.shape == (1, 3, 224, 224)
     assert (ours - expected).abs().max() < 0.03  # two steps of 8 bits
+
+
+def test_both_kinds_of_published_image_encoders_give_the_same_features(factory: TinyFactory, tmp_path: Path) -> None:
+    """With projection and an old constant (IP-Adapter), and without either (ImageDream)."""
+    published = factory.folder("ip-adapter-plus-face") / "models" / "image_encoder"
+    bare = tmp_path / "bare"
+    shutil.copytree(published, bare)
+    tensors = load_file(published / "model.safetensors")
+    assert {"visual_projection.weight", "vision_model.embeddings.position_ids"} < set(tensors)
+    kept = {k: v for k, v in tensors.items() if not k.startswith("visual") and not k.endswith("position_ids")}
+    save_file(kept, bare / "model.safetensors")
+    image = torch.rand(3, 50, 60, generator=seeded(1))
+    first, second = (clip_features(folder, image, CPU, QUIET) for folder in (published, bare))
+    assert torch.equal(first[0], second[0]) and first[0].shape == (1, 17, 32) and not torch.equal(*first)
+    # The last but one layer: one layer, of three, is left out, and the norm after it too.
+    from transformers import CLIPVisionModel
+
+    encoder: Any = load(CLIPVisionModel, bare, placement=CPU)
+    with torch.no_grad():
+        hidden = encoder.pre_layrnorm(encoder.embeddings(clip_pixels(image, 224)))
+        for layer in encoder.encoder.layers[:-1]:
+            hidden = layer(hidden, None)
+    assert torch.allclose(first[0], hidden, atol=1e-5)
+    pooled, _ = clip_features(published, image, CPU, QUIET, pooled=True)
+    assert pooled.shape == (1, 24)
+    with pytest.raises(UserError, match=r"lacks visual_projection\.weight"):
+        clip_features(bare, image, CPU, QUIET, pooled=True)
 
 
 def test_a_face_is_cut_out_square_also_at_the_border() -> None:

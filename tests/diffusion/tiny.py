@@ -94,7 +94,7 @@ class TinyFactory:
         write_vae(folder / "vae", PLAIN)
         write_scheduler(folder / "scheduler")
         if shape.ip_dim:
-            write_clip(folder / "image_encoder")
+            write_clip(folder / "image_encoder", projected=False)
         unet = folder / "unet"
         unet.mkdir()
         save_file(random_network(shape, self.seed), unet / "diffusion_pytorch_model.safetensors")
@@ -168,16 +168,23 @@ def write_text_encoder(folder: Path, variant: str) -> None:
     save_file(tensors | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, file)
 
 
-def write_clip(folder: Path) -> None:
+def write_clip(folder: Path, projected: bool = True) -> None:
+    """CLIP's image encoder: with projection and an old constant as in h94/IP-Adapter, or bare as in ImageDream."""
     config = transformers.CLIPVisionConfig(
         hidden_size=CLIP_SIZE, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=224,
         patch_size=56, projection_dim=24,
     )  # fmt: skip
-    model = transformers.CLIPVisionModelWithProjection(config)
+    kind = transformers.CLIPVisionModelWithProjection if projected else transformers.CLIPVisionModel
+    model = kind(config)
     with torch.no_grad():  # its own start is so small that pictures would hardly differ
         for parameter in model.parameters():
             parameter.mul_(8.0 if parameter.ndim > 1 else 1.0)
     write(model, folder, PLAIN)
+    file = folder / "model.safetensors"
+    tensors = {name.removeprefix("vision_model."): tensor for name, tensor in load_file(file).items()}
+    named = {f"{'' if 'visual_' in name else 'vision_model.'}{name}": tensor for name, tensor in tensors.items()}
+    old = {"vision_model.embeddings.position_ids": torch.arange(17)[None]} if projected else {}
+    save_file(named | old, file)
 
 
 def write_tokenizer(folder: Path) -> None:
