@@ -266,8 +266,10 @@ def _remove(options: argparse.Namespace, weights: Weights, voice: _Voice, contex
             with weights.busy(row.id):
                 there = folder.is_dir()
                 lock_path(folder).unlink(missing_ok=True)  # first: what has no lock is not installed
-                if there:
-                    shutil.rmtree(folder)
+                # A loader may keep the network in the library's layout beside the published one.
+                for place in (folder, folder.with_name(f"{folder.name}-diffusers")):
+                    if place.is_dir():
+                        shutil.rmtree(place)
             if there:
                 voice.say("done", f"{folder} is removed", model=row.id, folder=str(folder), bytes=0)
     return DONE

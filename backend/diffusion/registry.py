@@ -173,7 +173,7 @@ ROWS: Final[tuple[ModelRow, ...]] = (
         "The image encoder (1.26 GB in 16 bit) runs once. The repository's python files are not fetched. "
         "Sizes and hashes: unknown until the first download.",
         "ashawkey/imagedream-ipmv-diffusers",
-        (*_MV, *_files("feature_extractor/*", "image_encoder/config.json", "image_encoder/model.safetensors")),
+        (*_MV, *_files("image_encoder/config.json", "image_encoder/model.safetensors")),
         "cf85e6f13a34fe613f9e2eb7076ee42806fee878",
     ),
     # ---- an orbit around an object: object --------------------------------------------------------------------------

@@ -179,8 +179,10 @@ def test_verify_reads_everything_and_remove_removes_it(hub: MockHub, environment
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a failing disk does it
     code, lines, _ = run(environment, "verify", ROW.id)
     assert code == 1 and lines[-1]["wrong"] == ["model.safetensors has changed (another sha256)"]
+    derived = path.parent.with_name(f"{ROW.id}-diffusers")
+    derived.mkdir()
     code, lines, _ = run(environment, "remove", ROW.id)
-    assert code == 0 and not path.parent.exists()
+    assert code == 0 and not path.parent.exists() and not derived.exists()
     with Weights(Path(environment["EFFIGY_MODELS"])).busy(ROW.id):
         code, lines, _ = run(environment, "remove", ROW.id)
         assert code == 1 and "another process" in lines[-1]["text"]
