@@ -38,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
     generate.add_argument("--preset", metavar="P", help="fast, balanced or best")
     generate.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter; repeatable")
+    generate.add_argument("--smplx", type=Path, metavar="FILE", help="your own SMPL-X file, as the body")
     generate.add_argument("--resume", action="store_true", help="go on where an interrupted run of this job stopped")
 
     render = commands.add_parser("render", help="render an avatar or a splat file")
@@ -77,6 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--keep-days", type=float, metavar="N", help="remove finished jobs that are older")
     serve.add_argument("--keep-gb", type=float, default=20.0, metavar="N", help="and the oldest beyond this size")
     serve.add_argument("--memory-gb", type=float, default=0.0, metavar="N", help="a job plans with so much at most")
+    serve.add_argument("--smplx", type=Path, metavar="FILE", help="the user's own SMPL-X file")
+    serve.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where jobs work")
     serve.add_argument("--offline", action="store_true", help="refuse every connection")
 
     _add_models(commands)
@@ -153,7 +156,7 @@ def _run(options: argparse.Namespace) -> int:
         settings = parse_settings(options.set)
         if options.preset is not None:
             settings["preset"] = options.preset
-        return generate(options.method, options.image, options.out, settings, options.resume)
+        return generate(options.method, options.image, options.out, settings, options.resume, options.smplx)
     if options.command == "render":
         from backend.render import render_command
 
@@ -170,7 +173,8 @@ def _run(options: argparse.Namespace) -> int:
         from backend.serve import ServeOptions, serve
 
         keep, memory = int(options.keep_gb * 1e9), int(options.memory_gb * 1e9)
-        return serve(ServeOptions(options.jobs, options.keep_days, keep, options.offline, memory))
+        own = {"own_body": options.smplx, "device": options.device}
+        return serve(ServeOptions(options.jobs, options.keep_days, keep, options.offline, memory, **own))
     if options.command == "models":
         from backend.models import models_command
 

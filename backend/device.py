@@ -7,8 +7,10 @@ import os
 import platform
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
+from backend.errors import MODEL_MISSING, UserError
 from backend.memory import free_bytes, total_bytes
 from blender_addon.shared.protocol import Device
 
@@ -27,6 +29,84 @@ def query_device(patience_s: float = 0.8) -> Device:
     asking.start()
     asking.join(patience_s)
     return found[0] if found else _processor()
+
+
+LEAST_DRIVER = 580
+"""Series of NVIDIA's driver that CUDA 13 needs (its release notes); torch's wheels are built for CUDA 13."""
+
+
+def choose_device(wish: str) -> str:
+    """Where a job works.
+
+    Args:
+        wish: "auto", "cpu" or "cuda". auto is the processor: the portable rasteriser is what the methods use so far.
+
+    Raises:
+        UserError: NO_DEVICE if CUDA is wanted and cannot be used, with the reason.
+    """
+    if wish != "cuda":
+        return "cpu"
+    if fault := cuda_fault():
+        raise UserError(f"CUDA cannot be used: {fault}; or choose the device Automatic", MODEL_MISSING, "NO_DEVICE")
+    return "cuda"
+
+
+def cuda_fault() -> str:
+    """Why torch cannot use a CUDA device, one line with the next step; empty if it can."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return f"torch cannot be loaded ({error})"
+    found = query_device(5.0)
+    device = found if found.kind == "cuda" else None
+    built, usable = torch.version.cuda or "", torch.cuda.is_available()
+    capability = torch.cuda.get_device_capability() if usable else (0, 0)
+    fault = explain_cuda(device, built, usable, capability, torch.cuda.get_arch_list() if usable else [])
+    if not fault:
+        try:
+            torch.zeros(1, device="cuda").add_(1).cpu()
+        except RuntimeError as error:
+            fault = f"a first calculation failed ({str(error).strip().splitlines()[0]}); restart the machine"
+    return fault
+
+
+def explain_cuda(
+    device: Device | None, built: str, usable: bool, capability: tuple[int, int], architectures: Sequence[str]
+) -> str:
+    """Why CUDA does not work, from what driver and torch say; empty if nothing speaks against it.
+
+    Args:
+        device: What the driver says; None if there is none.
+        built: CUDA version that torch is built for; empty: without.
+        usable: Whether torch sees a device.
+        capability: Compute capability of the device that torch sees.
+        architectures: What torch is built for, as "sm_90" or "compute_90".
+    """
+    if device is None:
+        return "no NVIDIA device is found; it is absent, was removed, or its driver is not loaded"
+    if not built:
+        return f"this torch is built without CUDA for {device.name}; install the backend with the accelerator CUDA"
+    series = device.driver.split(".")[0]
+    if not usable and series.isdigit() and int(series) < LEAST_DRIVER:
+        return f"driver {device.driver} is too old for CUDA {built}; install version {LEAST_DRIVER} or newer"
+    if not usable:
+        return f"torch does not see {device.name}; restart the machine, then install NVIDIA's driver again"
+    if architectures and not any(_runs(name, capability) for name in architectures):
+        wanted = ".".join(map(str, capability))
+        return f"{device.name} (compute capability {wanted}) is not supported by torch for CUDA {built}; use the CPU"
+    return ""
+
+
+def _runs(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code for `architecture` runs on a device: machine code within one major version, PTX on all newer."""
+    kind, _, number = architecture.partition("_")
+    digits = "".join(character for character in number if character.isdigit())
+    if len(digits) < 2:
+        return False
+    major, minor = int(digits[:-1]), int(digits[-1])
+    if kind == "compute":
+        return (major, minor) <= capability
+    return major == capability[0] and minor <= capability[1]
 
 
 def _processor() -> Device:

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -21,15 +21,17 @@ import numpy as np
 
 from backend import jobs
 from backend.context import Context, Sink, TerminalSink
-from backend.errors import DONE, FAILED, Cancelled, Failure, UserError, failure_of
+from backend.device import choose_device
+from backend.errors import DONE, FAILED, MODEL_MISSING, Cancelled, Failure, UserError, failure_of
 from backend.memory import budget
 from backend.perception.photo import Photo, read_photo
 from backend.pipeline import Run, Stage, check_chain
 from backend.pipeline import run as run_stages
 from blender_addon.shared.methods import BodyRequest, request_from_settings, request_to_json
 
-GIVEN: tuple[str, ...] = ("photo", "request", "folder")
-"""What a method's first stage finds: the `Photo`, the request and the folder for the result's files."""
+GIVEN: tuple[str, ...] = ("photo", "request", "folder", "own_body")
+"""What a method's first stage finds: the `Photo`, the request, the folder for the result's files, and the user's own
+SMPL-X file or None."""
 
 
 class _Both:
@@ -81,6 +83,8 @@ class Order:
         log: Where the log of a job that fails or stops is kept; None: beside an earlier result, else in the system's
             temporary folder.
         memory_bytes: The user's own limit for the job's memory; 0 for none.
+        own_body: The user's own SMPL-X file, for requests that take it.
+        device: "auto", "cpu" or "cuda".
     """
 
     method: str
@@ -90,6 +94,8 @@ class Order:
     resume: bool = False
     log: Path | None = None
     memory_bytes: int = 0
+    own_body: Path | None = None
+    device: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,9 @@ class JobFailedError(Exception):
         super().__init__(failure.text)
 
 
-def generate(method: str, image: Path, out: Path, settings: Mapping[str, str], resume: bool) -> int:
+def generate(
+    method: str, image: Path, out: Path, settings: Mapping[str, str], resume: bool, own_body: Path | None = None
+) -> int:
     """Run one job from the command line and publish its folder.
 
     Args:
@@ -126,6 +134,7 @@ def generate(method: str, image: Path, out: Path, settings: Mapping[str, str], r
         out: Folder of the result.
         settings: Parameters as texts.
         resume: Go on where an interrupted run of the same job stopped.
+        own_body: The user's own SMPL-X file.
 
     Returns:
         The exit code; what failed unexpectedly is in the log, and said in one line.
@@ -140,7 +149,7 @@ def generate(method: str, image: Path, out: Path, settings: Mapping[str, str], r
     began = time.perf_counter()
     terminal = TerminalSink(sys.stdout)
     try:
-        finished = perform(Order(method, request, image, out, resume), terminal, threading.Event())
+        finished = perform(Order(method, request, image, out, resume, own_body=own_body), terminal, threading.Event())
     except (KeyboardInterrupt, Cancelled):
         print("error: interrupted; the same command with --resume goes on", file=sys.stderr)
         return FAILED
@@ -178,11 +187,12 @@ def perform(order: Order, sink: Sink, cancel_event: threading.Event, capture_std
         Cancelled: If it was cancelled; its checkpoints stay for a resume.
         KeyboardInterrupt: As `Cancelled`.
     """
-    device = "cpu"  # the portable rasteriser is the only one so far
     began = time.perf_counter()
     try:
+        device = choose_device(order.device)
+        order = _with_body(order)
         photo = _read_photo(order.image)
-        wanted = jobs.identity(order.method, request_to_json(order.request), photo)
+        wanted = jobs.identity(order.method, request_to_json(order.request), photo, order.own_body)
         if order.resume and jobs.is_finished(order.out, wanted):
             return Finished(order.out, already=True)
         job = jobs.begin(order.out, wanted, order.resume)
@@ -208,6 +218,25 @@ def perform(order: Order, sink: Sink, cancel_event: threading.Event, capture_std
             jobs.discard(job)
         raise JobFailedError(failure, log) from error
     return Finished(folder, tuple(dict.fromkeys([*photo.warnings, *run.warnings])))
+
+
+def _with_body(order: Order) -> Order:
+    """The order with the body that it stands for: what is stored beside the result says which.
+
+    Raises:
+        UserError: If it wants an SMPL-X file and none is set up.
+    """
+    wish = getattr(order.request, "body", None)
+    if wish is None:
+        return replace(order, own_body=None)  # a method without a body
+    if wish == "smplx" and order.own_body is None:
+        text = "no SMPL-X file is set up; choose yours in the preferences (command line: --smplx FILE)"
+        raise UserError(text, MODEL_MISSING)
+    if wish == "effigy" or order.own_body is None:
+        return replace(order, request=replace(order.request, body="effigy"), own_body=None)
+    if not order.own_body.is_file():
+        raise UserError(f"there is no SMPL-X file {order.own_body}; choose yours in the preferences", MODEL_MISSING)
+    return replace(order, request=replace(order.request, body="smplx"))
 
 
 def _read_photo(path: Path) -> Photo:
@@ -238,7 +267,7 @@ def _work(
             stages = stages_of(order.method, order.request)
             allowed = budget(device, order.request.preset, order.memory_bytes).allowed_bytes
             context = Context(job.scratch, device, order.request.seed, both, cancel_event, memory_bytes=allowed)
-            given = dict(zip(GIVEN, (photo, order.request, job.work), strict=True))
+            given = dict(zip(GIVEN, (photo, order.request, job.work, order.own_body), strict=True))
             return run_stages(stages, given, context, job.checkpoints)
         except Exception:
             traceback.print_exc(file=log)

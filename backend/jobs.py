@@ -70,9 +70,11 @@ class Job:
         return self.work / LOG
 
 
-def identity(method: str, request: Mapping[str, Any], photo: Photo) -> dict[str, Any]:
-    """Everything that influences the result, as JSON."""
-    return {"method": method, "request": dict(request), "photo_sha256": photo.sha256, "effigy_version": __version__}
+def identity(method: str, request: Mapping[str, Any], photo: Photo, own_body: Path | None = None) -> dict[str, Any]:
+    """Everything that influences the result, as JSON; of the user's own body file its sha256."""
+    own = {"body_sha256": sha256(own_body)} if own_body is not None else {}
+    common = {"method": method, "request": dict(request), "photo_sha256": photo.sha256}
+    return common | {"effigy_version": __version__} | own
 
 
 def is_finished(out: Path, wanted: Mapping[str, Any]) -> bool:
@@ -81,6 +83,7 @@ def is_finished(out: Path, wanted: Mapping[str, Any]) -> bool:
         result = json.loads((out / RESULT).read_text("utf-8"))
         same = all(result[name] == wanted[name] for name in ("method", "request", "effigy_version"))
         whole = all((out / item["path"]).stat().st_size == item["bytes"] for item in result["files"])
+        same = same and result.get("body_sha256") == wanted.get("body_sha256")
         return same and whole and result["input"]["sha256"] == wanted["photo_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -252,7 +255,8 @@ def describe(job: Job, run: Run, photo: Photo, device: str, seconds: float) -> d
         {"name": r.name, "seconds": round(r.seconds, 3), "peak_memory_bytes": r.peak_memory_bytes, "resumed": r.resumed}
         for r in run.records
     ]
-    return {
+    own_body = {name: job.identity[name] for name in ("body_sha256",) if name in job.identity}
+    return own_body | {
         "schema_version": SCHEMA_VERSION,
         "effigy_version": job.identity["effigy_version"],
         "method": job.identity["method"],

@@ -66,6 +66,8 @@ class ServeOptions:
         keep_bytes: See `housekeeping.Policy`.
         offline: Refuse every connection.
         memory_bytes: The user's own limit for a job's memory; 0 for none.
+        own_body: The user's own SMPL-X file, the one file outside that may be read.
+        device: "auto", "cpu" or "cuda".
         idle_bytes: A process that holds more after a job asks for a fresh one; 0 for half of the machine's memory.
     """
 
@@ -75,6 +77,8 @@ class ServeOptions:
     offline: bool = False
     memory_bytes: int = 0
     idle_bytes: int = 0
+    own_body: Path | None = None
+    device: str = "auto"
 
 
 Worker = Callable[["Ticket", ServeOptions, Callable[[BackendMessage], None]], BackendMessage]

@@ -137,7 +137,9 @@ def _check(order: Run, options: ServeOptions) -> Order:
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
     out, log = folder / RESULT_FOLDER, folder / jobs.LOG
-    return Order(order.method, request, image, out, order.resume, log, options.memory_bytes)
+    return Order(
+        order.method, request, image, out, order.resume, log, options.memory_bytes, options.own_body, options.device
+    )
 
 
 def _files(result: Path, folder: Path) -> tuple[File, ...]:

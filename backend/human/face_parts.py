@@ -153,6 +153,8 @@ def mouth_splats(body: BodyModel, personal: Personal) -> BoundSplats:
     chosen = np.flatnonzero(
         inside[body.triangles].any(axis=1) & (body.regions[body.triangles] != Region.BODY).all(axis=1)
     )
+    if not len(chosen):
+        return _nothing()  # SMPL-X has no inside of the mouth
     sheet = tile_triangles(rest, body.triangles, chosen, np.full(len(chosen), 2.2e-3))
     points = sheet.points(rest, body.triangles)
     tongue = (body.regions[body.triangles[sheet.triangles]] == Region.TONGUE).any(axis=1)
@@ -180,7 +182,6 @@ def teeth_splats(view: HeadView, body: BodyModel, personal: Personal, frame: Pho
     teeth = np.isin(body.regions, [Region.UPPER_TEETH, Region.LOWER_TEETH])
     chosen = np.flatnonzero(teeth[body.triangles].all(axis=1))
     if not len(chosen):
-        chosen = np.zeros(0, int)
         return _nothing()
     sheet = tile_triangles(rest, body.triangles, chosen, np.full(len(chosen), 0.9e-3))
     points = sheet.points(rest, body.triangles)

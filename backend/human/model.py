@@ -189,7 +189,7 @@ def load_smplx(path: str | Path) -> BodyModel:
         path: SMPLX_NEUTRAL.npz, _FEMALE or _MALE.
 
     Raises:
-        UserError: the file is missing, not a plain .npz, or the `smplx` package is not installed.
+        UserError: the file is missing, or not a plain .npz of SMPL-X.
     """
     from backend.human.smplx_body import read_smplx_body
 

@@ -1,15 +1,14 @@
-"""A user's own SMPL-X file as a `BodyModel`, loaded through the `smplx` package without ever unpickling anything.
+"""A user's own SMPL-X file as a `BodyModel`, read without ever unpickling anything.
 
-`smplx` opens even .npz files with pickling allowed, so a prepared file could run code. The arrays that are needed are
-therefore read without pickling, checked, and written to a plain file of our own, which `smplx` then loads. Pose
-correctives are left out: they move the surface by a few millimetres and would make binding depend on the pose.
+The `smplx` package opens even .npz files with pickling allowed, so a prepared file could run code, and its terms allow
+research only: it is not needed here. What it makes of a file is what the arrays say (tests/human/test_smplx.py holds
+both to each other). Pose correctives are left out: they move the surface by a few millimetres and would make binding
+depend on the pose.
 """
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,8 +23,7 @@ from blender_addon.shared.skeleton import JOINT_NAMES
 
 NAME = "SMPL-X (user)"
 _JOINTS = len(JOINT_NAMES)
-_HAND = 45  # numbers of a hand's pose
-_POSE_FEATURES = 9 * (_JOINTS - 1)
+_SHAPE_SPACE = 300  # shape components of a full file, before its expressions
 _LANDMARKS = 51
 # Points of mediapipe's face mesh at dlib's landmarks 18 to 68 (brows, nose, eyes, lips), the order of SMPL-X's 51.
 _MESH_OF_LANDMARK = (
@@ -105,31 +103,14 @@ def read_plain_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _create(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Template, shape directions, regressor, weights and faces as the `smplx` package has them after loading."""
-    try:
-        import smplx
-    except ImportError as error:
-        raise UserError(
-            "your own SMPL-X file needs the package smplx (for non-commercial use): install smplx==0.1.28 into the "
-            "backend's environment, or leave the body model's field empty",
-            MODEL_MISSING,
-        ) from error
-    count = len(arrays["v_template"])
-    plain = {key: value for key, value in arrays.items() if key not in ("vt", "ft")}
-    plain["posedirs"] = np.zeros((count, 3, _POSE_FEATURES), np.float32)
-    for side in ("l", "r"):
-        plain[f"hands_components{side}"] = np.eye(_HAND, dtype=np.float32)
-        plain[f"hands_mean{side}"] = np.zeros(_HAND, np.float32)
-    with tempfile.TemporaryDirectory(prefix="effigy_smplx_") as folder:
-        file = Path(folder) / "SMPLX_NEUTRAL.npz"
-        np.savez(file, allow_pickle=False, **plain)
-        betas = SHAPE_COUNT if arrays["shapedirs"].shape[2] >= 400 else 10  # short files: 10 shape, 10 expression
-        model: Any = smplx.create(str(file), model_type="smplx", use_pca=False, flat_hand_mean=True, num_betas=betas)
+    components = arrays["shapedirs"].shape[2]
+    betas = SHAPE_COUNT if components >= _SHAPE_SPACE + 100 else 10  # short files: 10 shape, then 10 expression
     return {
-        "template_m": model.v_template.numpy().astype(np.float64),
-        "shape_dirs_m": model.shapedirs.numpy().astype(np.float64),
-        "joint_regressor": model.J_regressor.numpy().astype(np.float64),
-        "skin_weights": model.lbs_weights.numpy().astype(np.float64),
-        "triangles": model.faces_tensor.numpy().astype(np.int32),
+        "template_m": arrays["v_template"].astype(np.float64),
+        "shape_dirs_m": arrays["shapedirs"][..., : min(betas, components)].astype(np.float64),
+        "joint_regressor": arrays["J_regressor"].astype(np.float64),
+        "skin_weights": arrays["weights"].astype(np.float64),
+        "triangles": arrays["f"].astype(np.int32),
     }
 
 
@@ -215,7 +196,7 @@ def read_smplx_body(path: Path, default: BodyModel) -> BodyModel:
         The body with SMPL-X's own betas; no facial actions, all vertices count as outer.
 
     Raises:
-        UserError: The file cannot be used, or `smplx` is not installed.
+        UserError: The file cannot be used.
     """
     arrays = read_plain_arrays(path)
     data = _create(arrays)

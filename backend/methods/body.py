@@ -16,7 +16,7 @@ from backend.human.cover import body_splats
 from backend.human.dress import Dressed, dress, find_held_objects
 from backend.human.fit import BodyFit, fit_body
 from backend.human.head import head_splats, personalise_head
-from backend.human.model import BodyModel, load_default_body
+from backend.human.model import BodyModel, load_default_body, load_smplx
 from backend.human.personal import Personal
 from backend.human.posing import photo_expression_m, pose_proxy
 from backend.perception.people import Person, find_person
@@ -37,7 +37,7 @@ inside its eroded mask with 180 (measured)."""
 def stages(request: BodyRequest) -> list[Stage]:
     """The stages in their order; values that are there at the start: photo, request, folder."""
     return [
-        Stage("Load the body", (), ("body",), _load, keep=False),
+        Stage("Load the body", ("own_body",), ("body",), _load, keep=False),
         Stage("Find the person", ("photo", "request"), ("person",), _find, version=2),
         Stage("Fit the body", ("person", "body"), ("fit",), fit_body, version=2),
         Stage("Fit the head", ("person", "body", "fit"), ("personal",), personalise_head),
@@ -61,8 +61,8 @@ def stages(request: BodyRequest) -> list[Stage]:
     ]
 
 
-def _load(context: Context) -> BodyModel:
-    return load_default_body()
+def _load(own_body: Path | None, context: Context) -> BodyModel:
+    return load_default_body() if own_body is None else load_smplx(own_body)
 
 
 def _find(photo: Photo, request: BodyRequest, context: Context) -> Person:
@@ -113,6 +113,11 @@ def _match(
     )
 
 
+def _title(body: BodyModel) -> str:
+    """Name of the body with its terms: a user's own file has them, and what is made with it too."""
+    return body.name if body.has_actions else f"{body.name}; its licence allows research only unless you have another"
+
+
 def _face_box(person: Person) -> tuple[float, float, float, float] | None:
     """(x0, y0, x1, y1) px around the face, or None where there is none."""
     if not len(person.face_px):
@@ -138,5 +143,5 @@ def _write(
     write_bundle(folder, cloud, avatar)
     write_contact_sheet(folder / "preview.png", person.image, cloud, avatar, context)
     return Outcome(
-        generators=("photo only (no generative model)", body.name, "mediapipe 0.10.21 (Apache-2.0)"),
+        generators=("photo only (no generative model)", _title(body), "mediapipe 0.10.21 (Apache-2.0)"),
     )

@@ -10,6 +10,7 @@ from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 Preset = Literal["fast", "balanced", "best"]
+Body = Literal["auto", "effigy", "smplx"]
 
 
 def parameter(
@@ -42,6 +43,11 @@ class BodyRequest:
     )
     height_m: float = parameter(
         0.0, "Height", "Body height; 0 keeps the height that the fit finds.", unit="m", minimum=0.0, maximum=2.5
+    )
+    body: Body = parameter(
+        "auto",
+        "Body",
+        "effigy: the body that comes with Effigy; smplx: your own SMPL-X file; auto: your file where one is set up.",
     )
     outline: bool = parameter(True, "Outline layer", "Build volume for loose clothes and hair from the outline.")
     seed: int = parameter(0, "Seed", "The same seed gives the same avatar.", minimum=0, maximum=2**31 - 1)
