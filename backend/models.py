@@ -233,6 +233,8 @@ def _verify(options: argparse.Namespace, weights: Weights, voice: _Voice, contex
         text = f"{name}: " + ("; ".join(wrong) if wrong else f"all {len(item.lock.files)} files are right")
         voice.say("verified", text, model=item.row.id, storage=item.storage, wrong=wrong)
         code = FAILED if wrong else code
+    if not voice.as_json and not installed_models(weights.root):
+        print(f"no models in {weights.root}")
     return code
 
 

@@ -123,7 +123,7 @@ def test_what_passes_is_what_the_library_reads(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2).half(), "c": torch.zeros(0)}
     save_file(tensors, tmp_path / "good.safetensors", metadata={"format": "pt"})
     good, path, passed = (tmp_path / "good.safetensors").read_bytes(), tmp_path / "x.safetensors", 0
-    for _ in range(1500):
+    for _ in range(600):
         mutant = bytearray(good)
         for _ in range(generator.randrange(1, 4)):
             at = generator.randrange(8 + int.from_bytes(good[:8], "little"))
@@ -136,7 +136,7 @@ def test_what_passes_is_what_the_library_reads(tmp_path: Path) -> None:
         passed += 1
         with safe_open(path, framework="pt") as file:
             assert all(file.get_tensor(name) is not None for name in file.keys())  # noqa: SIM118
-    assert 10 < passed < 1400
+    assert 10 < passed < 550
 
 
 def layout(folder: Path) -> Path:
@@ -333,7 +333,7 @@ def test_what_is_no_onnx_graph_is_refused(tmp_path: Path, content: bytes) -> Non
 
 def test_a_mutated_graph_ends_in_one_line_or_passes(tmp_path: Path) -> None:
     generator, path = random.Random(4), tmp_path / "net.onnx"
-    for _ in range(500):
+    for _ in range(200):
         mutant = bytearray(onnx_graph("net.data", deep=True))
         mutant[generator.randrange(len(mutant))] = generator.randrange(256)
         path.write_bytes(mutant[: generator.randrange(1, len(mutant) + 1)])
