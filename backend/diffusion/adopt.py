@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 from backend.context import Context
 from backend.diffusion import gate
@@ -19,6 +20,9 @@ from backend.diffusion.model_row import ModelFile, ModelRow
 from backend.diffusion.weights import Weights
 from backend.errors import MODEL_MISSING, UserError
 from backend.files import shown
+
+MOST_FILES: Final = 500
+"""Of a model that the user brings; more is a folder of something else."""
 
 _ONNX = ".onnx"
 _OLD = "an old .bin or .ckpt is converted first: python -m backend.diffusion.old_weights IN OUT.safetensors"
@@ -106,9 +110,15 @@ def choose_files(row: ModelRow, place: Path) -> dict[str, Path]:
     """
     if place.is_file():
         return {_name_of_single(row, place): place}
+    if any(place.glob("models--*")):
+        raise UserError(
+            f"{shown(place)} is a cache of many models, and {row.id} is not among them; name its own folder"
+        )
     if not row.files:
         suffixes = (*gate.READ, _ONNX) if row.role == "identity" else gate.READ
         chosen = {name: path for name, path in _tree(place) if path.suffix.lower() in suffixes}
+        if len(chosen) > MOST_FILES:
+            raise UserError(f"{shown(place)} holds {len(chosen)} files, more than any model has; name its own folder")
         if not any(path.suffix.lower() in (".safetensors", _ONNX) for path in chosen.values()):
             raise UserError(
                 f"{shown(place)} holds no .safetensors (pickles are never taken: convert them first)", MODEL_MISSING

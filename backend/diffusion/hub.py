@@ -94,7 +94,7 @@ def list_files(row: ModelRow, transport: Transport, revision: str | None) -> Lis
         found = {entry["rfilename"]: _remote_file(entry) for entry in siblings if safe_path(entry["rfilename"])}
         if not is_commit(commit):
             raise ValueError("no commit")
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"{host} gives no proper listing of {row.repository} ({error}); try another", FAILED) from error
     if revision and commit != revision:
         raise UserError(f"{host} answers with commit {commit[:12]} instead of {revision[:12]}; try another", FAILED)

@@ -148,6 +148,19 @@ def test_what_is_missing_is_named(tmp_path: Path, weights: Weights) -> None:
         adopt(SD15, weights, tmp_path / "nowhere", context(tmp_path))
 
 
+def test_a_folder_of_something_else_is_not_swallowed(tmp_path: Path, weights: Weights) -> None:
+    hub_cache(tmp_path, SD15)
+    for row in (registry.row("albedo"), registry.row("clip-l")):
+        with pytest.raises(UserError, match="cache of many models"):
+            adopt(row, weights, tmp_path / "hub", context(tmp_path))
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for number in range(501):
+        (documents / f"{number}.txt").write_text("mine")
+    with pytest.raises(UserError, match="501 files"):
+        adopt(registry.row("albedo"), weights, documents, context(tmp_path))
+
+
 def test_a_single_file_becomes_the_models_only_one(tmp_path: Path, weights: Weights) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "renamed.safetensors")
     for model_id, name in (("sv3d-u", "sv3d_u.safetensors"), ("ip-adapter-faceid", "renamed.safetensors")):

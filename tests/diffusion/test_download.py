@@ -275,6 +275,8 @@ def test_a_model_larger_than_the_disk_is_refused_beforehand(at: Setting) -> None
         b'{"sha": "' + COMMIT.encode() + b'", "siblings": [{"rfilename": "config.json"}]}',
         b'{"sha": "' + COMMIT.encode() + b'", "siblings": [{"rfilename": "config.json", "size": -1}]}',
         b'{"sha": "' + COMMIT.encode() + b'", "siblings": 3}',
+        b'{"sha": "' + COMMIT.encode() + b'", "siblings": [{"rfilename": 3, "size": 3}]}',
+        b'{"sha": "' + COMMIT.encode() + b'", "siblings": [{"rfilename": "a.json", "size": 3, "lfs": "x"}]}',
     ],
 )
 def test_a_listing_that_is_none_is_refused(at: Setting, listing: bytes) -> None:
