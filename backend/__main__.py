@@ -7,6 +7,7 @@ wrong and what to do next; the log has the rest.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,6 +87,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="say what works on this machine")
     doctor.add_argument("--json", action="store_true", help="for programs")
+    doctor.add_argument("--jobs", type=Path, metavar="DIR", help="folder of the jobs, which must be writable")
+    doctor.add_argument("--models", type=Path, metavar="DIR", help="folder of models, else EFFIGY_MODELS")
+    doctor.add_argument("--smplx", type=Path, metavar="FILE", help="your own SMPL-X file, to be checked")
     return parser
 
 
@@ -179,9 +183,13 @@ def _run(options: argparse.Namespace) -> int:
         from backend.models import models_command
 
         return models_command(options)
-    from backend.doctor import doctor
+    from backend.doctor import Subject, doctor
 
-    return doctor(options.json)
+    places = [("jobs folder", options.jobs), ("models folder", options.models)]
+    caches = [(name, os.environ.get(name)) for name in ("NUMBA_CACHE_DIR", "PYTHONPYCACHEPREFIX")]
+    places += [("cache folder", Path(value)) for _, value in caches if value][:1]
+    folders = tuple((name, path) for name, path in places if path is not None)
+    return doctor(options.json, Subject(folders, options.models, options.smplx))
 
 
 def parse_settings(texts: list[str]) -> dict[str, str]:
