@@ -51,7 +51,7 @@ def draw_job(box: bpy.types.UILayout, context: bpy.types.Context, running: sessi
     for warning in job.warnings[:_MOST_WARNINGS]:
         text_lines(box, context, warning, "INFO", most=4)
     if job.status == "done":
-        _draw_arrival(box, running, job)
+        _draw_arrival(box, context, running, job)
     elif job.status in ENDED:
         _draw_end(box, context, job)
 
@@ -97,11 +97,13 @@ def _draw_open(box: bpy.types.UILayout, context: bpy.types.Context, running: ses
         box.operator("effigy.cancel", icon="X").job_id = job.job_id
 
 
-def _draw_arrival(box: bpy.types.UILayout, running: session.Session, job: Job) -> None:
+def _draw_arrival(box: bpy.types.UILayout, context: bpy.types.Context, running: session.Session, job: Job) -> None:
     """How the result of a finished job gets into the scene, if it is not there."""
     if job.job_id in running.arrived:
         return
-    if job.job_id in running.arriving:
+    if job.job_id in running.problems:
+        text_lines(box, context, f"{running.problems[job.job_id]}; generate it again", "ERROR")
+    elif job.job_id in running.arriving:
         box.label(text=session.obstacle() or "Coming into the scene", icon="BLANK1")
     else:
         box.label(text="Started from another file", icon="BLANK1")

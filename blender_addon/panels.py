@@ -121,9 +121,8 @@ class EFFIGY_PT_jobs(_Sidebar, bpy.types.Panel):
         running = session.current()
         queue = running.queue
         assert queue is not None
-        for problem in (queue.problem, running.problem):
-            if problem:
-                text_lines(self.layout, context, problem, "ERROR")
+        if queue.problem:
+            text_lines(self.layout, context, queue.problem, "ERROR")
         for job in draw_order(queue.jobs):
             draw_job(self.layout.box(), context, running, job)
 
@@ -183,9 +182,8 @@ def _request_texts(rig: bpy.types.Object) -> tuple[str, str, list[tuple[str, str
 def _fact(layout: bpy.types.UILayout, name: str, value: str) -> None:
     """A line with a name and its value."""
     split = layout.split(factor=0.35)
-    split.active = False
     left = split.row()
-    left.alignment = "RIGHT"
+    left.alignment, left.active = "RIGHT", False
     left.label(text=name)
     split.label(text=value)
 

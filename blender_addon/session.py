@@ -77,7 +77,7 @@ class Session:
         queue: The jobs; None until the first is started.
         arriving: Finished jobs on their way into the scene, by id.
         arrived: Ids of the jobs whose results have come into a scene.
-        problem: One line if a finished avatar could not be brought into the scene; else empty.
+        problems: Why a finished avatar could not be brought into the scene, one line, by the job's id.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class Session:
         self.queue: JobQueue | None = None
         self.arriving: dict[str, Loaded] = {}
         self.arrived: set[str] = set()
-        self.problem = ""
+        self.problems: dict[str, str] = {}
         self._files_opened = 0
         self._started_in: dict[str, FileMark] = {}
         self._shown: tuple[object, ...] = ()
@@ -155,8 +155,17 @@ class Session:
         self._watch()
         return self.queue
 
-    def submit(self, context: bpy.types.Context, method: str, request: Mapping[str, Any], photo: Path) -> str:
+    def submit(
+        self, context: bpy.types.Context, method: str, request: Mapping[str, Any], photo: Path, title: str = ""
+    ) -> str:
         """Queue a job; its result comes into the scene by itself while this file is open.
+
+        Args:
+            context: Where its backend and its folder are looked up.
+            method: Method id.
+            request: The method's parameters.
+            photo: A file; it is copied.
+            title: What people call the job; the photo's name if empty.
 
         Returns:
             The job's id.
@@ -165,7 +174,7 @@ class Session:
             NoBackendError: If there is no Python for the backend; one line.
             JobError: If the photo or the folder of jobs cannot be used; one line.
         """
-        job_id = self.jobs(context).submit(method, request, photo)
+        job_id = self.jobs(context).submit(method, request, photo, title)
         self._started_in[job_id] = self._open_file()
         return job_id
 
@@ -266,7 +275,7 @@ class Session:
     def _redraw(self, active: bool) -> None:
         """Draw the sidebars when what they show has changed, and while a clock runs; not at every tick."""
         assert self.queue is not None
-        shown = (self.queue.jobs, self.queue.problem, self.problem, tuple(self.arriving), len(self.arrived))
+        shown = (self.queue.jobs, self.queue.problem, dict(self.problems), tuple(self.arriving), len(self.arrived))
         now = time.monotonic()
         waited = now - self._redrawn
         if (shown != self._shown and waited >= REDRAW_S) or (active and waited >= CLOCK_S):
@@ -282,10 +291,10 @@ class Session:
         try:
             with bpy.context.temp_override(**override):
                 bpy.ops.effigy.insert_result("EXEC_DEFAULT", True, job_id=job_id)
-            self.problem = ""
+            self.problems.pop(job_id, None)
             self.arrived.add(job_id)
         except RuntimeError as error:  # what the operator reported; a timer that raises would be the last
-            self.problem = str(error).removeprefix("Error: ").strip()
+            self.problems[job_id] = str(error).removeprefix("Error: ").strip()
         finally:
             del self.arriving[job_id]
 

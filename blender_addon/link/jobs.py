@@ -157,8 +157,14 @@ class JobQueue:
         """Whether anything waits or runs."""
         return any(job.status not in ENDED for job in self._jobs.values())
 
-    def submit(self, method: str, request: Mapping[str, Any], image: Path) -> str:
+    def submit(self, method: str, request: Mapping[str, Any], image: Path, title: str = "") -> str:
         """Put a job behind the others; its photo is copied, so that it may change or vanish afterwards.
+
+        Args:
+            method: Method id.
+            request: The method's parameters.
+            image: The photo.
+            title: What people call the job; the photo's name without its ending if empty.
 
         Returns:
             The job's id.
@@ -174,8 +180,9 @@ class JobQueue:
             raise JobError(f"{image.name} is no picture of at most {LARGEST_IMAGE_BYTES >> 20} MB; choose another")
         job_id = f"{method}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         folder = self.root / job_id
-        job = Job(job_id, folder, method, dict(request), "input" + _ending(image), title=image.stem)
-        content = {"job_id": job_id, "method": method, "request": job.request, "image": job.image, "name": image.name}
+        job = Job(job_id, folder, method, dict(request), "input" + _ending(image), title=title or image.stem)
+        content = {"job_id": job_id, "method": method, "request": job.request, "image": job.image}
+        content["name"] = job.title + image.suffix
         try:
             folder.mkdir(parents=True)
             _write_json(folder / REQUEST, content)

@@ -203,6 +203,7 @@ class EFFIGY_OT_insert_result(_JobOperator, bpy.types.Operator):
         stand_beside_others(objects, context.scene)
         remember(objects.armature, loaded.job.folder / "result", result)
         remember_request(objects.armature, result, loaded.job.folder / loaded.job.image)
+        objects.armature["effigy_title"] = photo_name(loaded.job)
         show_splats(objects.cloud, not bpy.app.background)
         return {"FINISHED"}
 
@@ -225,7 +226,7 @@ class EFFIGY_OT_regenerate(bpy.types.Operator):
         assert rig is not None
         try:
             method, request, photo = remembered_request(rig)
-            session.current().submit(context, method, request_to_json(request), photo)
+            session.current().submit(context, method, request_to_json(request), photo, _title(rig, photo))
         except (ValueError, NoBackendError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
@@ -312,7 +313,7 @@ class EFFIGY_OT_drop_photo(bpy.types.Operator):
     """Choose a picture file as the photo."""
 
     bl_idname = "effigy.drop_photo"
-    bl_label = "Use as Photo"
+    bl_label = "Use as Photo for an Avatar"
     bl_options = {"UNDO"}
 
     filepath: bpy.props.StringProperty(subtype="FILE_PATH", options={"SKIP_SAVE"})  # pyright: ignore[reportInvalidTypeForm]
@@ -400,6 +401,11 @@ def remembered_request(rig: bpy.types.Object) -> tuple[str, Request, Path]:
     if not photo.is_file() and BUNDLE_PROPERTY in rig:
         photo = next(iter(sorted(Path(rig[BUNDLE_PROPERTY]).glob("input.*"))), photo)
     return method, request, photo
+
+
+def _title(rig: bpy.types.Object, photo: Path) -> str:
+    """What the avatar was called when it was made: a job's own copy of the photo has a name that says nothing."""
+    return str(rig.get("effigy_title", "")) or photo.stem
 
 
 def stand_beside_others(objects: AvatarObjects, scene: bpy.types.Scene) -> None:

@@ -6,7 +6,6 @@ The test clicks and types from outside and reads state.json; nothing here presse
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ def view() -> dict[str, Any]:
 
 
 def prepare() -> None:
-    """An artist's scene: the default cube moved (an undo step of the user), a photo chosen, the sidebar open."""
+    """An artist's scene: the default cube moved (an undo step of the user), a folder of photos and the sidebar open."""
+    window = view()["window"]
     with bpy.context.temp_override(**view()):
         bpy.ops.object.select_all(action="DESELECT")
         bpy.data.objects["Cube"].select_set(True)
@@ -32,8 +32,16 @@ def prepare() -> None:
         space.show_region_ui = True
         space.region_3d.view_location, space.region_3d.view_distance = (0, 0, 1.0), 4.0
         space.region_3d.view_rotation = (0.70710678, 0.70710678, 0.0, 0.0)
-        bpy.ops.effigy.drop_photo("EXEC_DEFAULT", True, filepath=os.environ["EFFIGY_PHOTO"])
+    next(area for area in window.screen.areas if area.type == "PROPERTIES").ui_type = "FILES"
+    bpy.app.timers.register(show_photos, first_interval=1.0)
     bpy.app.timers.register(report, first_interval=0.5, persistent=True)
+
+
+def show_photos() -> None:
+    """Thumbnails of the photos in the File Browser, which has its folder only once it was drawn."""
+    browser = next(a for a in view()["window"].screen.areas if a.type == "FILE_BROWSER").spaces.active
+    browser.show_region_toolbar = browser.show_region_ui = False
+    browser.params.directory, browser.params.display_type = b"/out/photos/", "THUMBNAIL"
 
 
 def report() -> float:
@@ -42,6 +50,7 @@ def report() -> float:
 
     queue = session.current().queue
     rigs = [ob for ob in bpy.data.objects if ob.type == "ARMATURE"]
+    browser = next((a for a in view()["window"].screen.areas if a.type == "FILE_BROWSER"), None)
     regions = {region.type: [region.x, region.y, region.width, region.height] for region in view()["area"].regions}
     state = {
         "version": bpy.app.version_string,
@@ -55,6 +64,8 @@ def report() -> float:
         "active": bpy.context.view_layer.objects.active.name if bpy.context.view_layer.objects.active else "",
         "photo": bpy.context.scene.effigy.image.name if bpy.context.scene.effigy.image else "",
         "regions": regions,
+        "browser": [browser.x, browser.y, browser.width, browser.height] if browser else [],
+        "preset": bpy.context.scene.effigy.body.preset,
     }
     part = OUT / "state.json.part"
     part.write_text(json.dumps(state), "utf-8")
