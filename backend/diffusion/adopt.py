@@ -25,7 +25,7 @@ MOST_FILES: Final = 500
 """Of a model that the user brings; more is a folder of something else."""
 
 _ONNX = ".onnx"
-_OLD = "an old .bin or .ckpt is converted first: python -m backend.diffusion.old_weights IN OUT.safetensors"
+_OLD = "an old .bin or .ckpt is a pickle and is never opened here: get the model as .safetensors"
 
 
 def adopt(row: ModelRow, weights: Weights, source: Path, context: Context, *, copy: bool = False) -> Lock:
