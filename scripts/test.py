@@ -1,4 +1,8 @@
-"""Set-up, then every test: `python3 scripts/test.py [--real-blender] [pytest arguments]`. Standard library only."""
+"""Set-up, then every test: `python3 scripts/test.py [--real-blender] [pytest arguments]`. Standard library only.
+
+With `--real-blender` the tests in a real Blender with its interface run too, and a machine where that cannot be had
+fails. With `--real-blender-if-possible` such a machine is told so, loudly, at the beginning and at the end.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +15,32 @@ import environment
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")}
 
 
+REAL_BLENDER = "--real-blender"
+IF_POSSIBLE = "--real-blender-if-possible"
+
+
 def main() -> int:
     """Check the environment and the style and run the tests, each one whatever the others say.
 
     Returns:
         0 if all pass, else the exit code of the first that failed.
     """
-    arguments = sys.argv[1:]
-    real_blender = "--real-blender" in arguments
-    arguments = [argument for argument in arguments if argument != "--real-blender"]
-    python = str(environment.ready("cpu", "diffusion", "blender", "dev"))
+    options = [argument for argument in sys.argv[1:] if argument in (REAL_BLENDER, IF_POSSIBLE)]
+    arguments = [argument for argument in sys.argv[1:] if argument not in options]
+    python = str(environment.ready("cpu", "blender", "dev"))
     for blender in environment.OTHER_BLENDERS:
         environment.ready_other_blender(blender)
     settings = environment.clean_environment() | ONE_THREAD
-    if not real_blender:
+    without = "" if options else "they were not asked for"
+    if options:
+        print("--- a real Blender", flush=True)
+        if subprocess.call([python, "-m", "tests.gui.debian"], cwd=environment.ROOT, env=settings):
+            if REAL_BLENDER in options:
+                print("--- failed: a real Blender was asked for and cannot be had here")
+                return 1
+            without = "it cannot be had here, see above"
+            print("!!! THE TESTS IN A REAL BLENDER DO NOT RUN: " + without, flush=True)
+    if without:
         arguments = ["-m", "not gui", *arguments]
     failures: dict[str, int] = {}
     for command in (["pip", "check"], ["ruff", "check", "--quiet", "."], ["pytest", *arguments]):
@@ -32,7 +48,8 @@ def main() -> int:
         code = subprocess.call([python, "-m", *command], cwd=environment.ROOT, env=settings)
         if code:
             failures[command[0]] = code
-    print("--- " + (f"failed: {', '.join(failures)}" if failures else "all passed"))
+    missing = f" (without those in a real Blender: {without})" if without else ""
+    print("--- " + (f"failed: {', '.join(failures)}" if failures else "all passed") + missing)
     return next(iter(failures.values()), 0)
 
 
