@@ -17,6 +17,7 @@ import numpy as np
 
 import blender_addon
 from blender_addon.cloud.create import read_attribute
+from blender_addon.cloud.edit import keep_points
 from blender_addon.rig.controls import slider_groups
 from tests.blender.synthetic import SLIDERS
 
@@ -91,6 +92,16 @@ def mirror(answer: dict[str, Any], path: Path) -> None:
         bone.rotation_quaternion = (1.0, 0.0, 0.0, 0.0)
 
 
+def crop(answer: dict[str, Any]) -> None:
+    """Every third Gaussian, with the sliders at work: what is left is where it was."""
+    cloud = next(ob for ob in bpy.data.objects if ob.type == "POINTCLOUD")
+    bpy.context.scene.frame_set(10)
+    before = seen()
+    kept = np.arange(len(cloud.data.points)) % 3 == 0
+    keep_points(cloud, kept)
+    answer["cropped"] = distance({name: values[kept] for name, values in before.items()}, seen())
+
+
 def key(blend: Path) -> None:
     """Sliders keyed at frames 1 and 10 over the T-pose, and the file."""
     ob = rig()
@@ -119,6 +130,7 @@ def main() -> int:
         sliders(answer)
         mirror(answer, blend.with_suffix(".mirror.npz"))
         key(blend)
+        crop(answer)
     finally:
         blender_addon.unregister()
     print("ANSWER " + json.dumps(answer))

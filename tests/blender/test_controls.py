@@ -102,6 +102,7 @@ def test_sliders_are_properties_with_ranges_that_undo(tried: tuple[str, Path, di
     assert answer["invalid"] == []
     assert answer["moved"] > 0.1
     assert answer["swapped"] == [0.0, 0.5]
+    assert answer["cropped"] == 0.0
     assert answer["undone"] == 0.0 and answer["redone"] == 0.0 and answer["reset"] == 0.0
 
 
