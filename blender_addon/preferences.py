@@ -1,14 +1,28 @@
-"""Where the backend is and how it works; what it can do."""
+"""The add-on's preferences: where the backend is and how it works, its folders, models and health."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import bpy
 
-from . import ADDON_ID
-from .link.backend_python import find_backend_python
-from .link.environments import environments_folder
+from . import ADDON_ID, setup_panel
+
+_ACCELERATORS = (
+    ("auto", "Automatic", "CUDA where the NVIDIA driver is new enough for it, else CPU"),
+    ("cpu", "CPU", "Works on every machine"),
+    ("cuda", "CUDA", "NVIDIA devices from Turing on, with driver 580 or newer; larger"),
+)
+_DEVICES = (
+    ("auto", "Automatic", "What fits each method best"),
+    ("cpu", "CPU", "The processor, always"),
+    ("cuda", "CUDA", "The NVIDIA device; a job fails with the reason where it cannot be used"),
+)
+
+
+def _changed(self: bpy.types.AddonPreferences, context: bpy.types.Context) -> None:
+    """The next job starts a backend that knows the new settings."""
+    from . import session  # which imports this module
+
+    session.current().forget_backend()
 
 
 class EFFIGY_AP_preferences(bpy.types.AddonPreferences):
@@ -16,68 +30,37 @@ class EFFIGY_AP_preferences(bpy.types.AddonPreferences):
 
     bl_idname = ADDON_ID
 
-    backend_python: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
-        name="Backend Python", description="Python that has the backend's libraries; empty searches the usual places",
-        subtype="FILE_PATH",
+    accelerator: bpy.props.EnumProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Accelerator", description="Which build of the backend is installed", items=_ACCELERATORS,
     )  # fmt: skip
-    jobs_folder: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
-        name="Jobs Folder", description="Where photos, results and logs of the jobs go; empty takes the user's folder",
-        subtype="DIR_PATH",
+    device: bpy.props.EnumProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Device", description="Where jobs work", items=_DEVICES, update=_changed,
+    )  # fmt: skip
+    memory_gb: bpy.props.FloatProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Memory Limit (GB)", description="A job plans with so much at most; 0 for what the machine has",
+        min=0.0, max=4096.0, precision=1, step=100, update=_changed,
     )  # fmt: skip
     environment_folder: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
-        name="Environment Folder", description="Where the backend is installed; empty takes the user's folder",
-        subtype="DIR_PATH",
+        name="Backend", description="Where the backend is installed; empty takes the add-on's own folder",
+        subtype="DIR_PATH", update=_changed,
     )  # fmt: skip
-    doctor: bpy.props.StringProperty(options={"HIDDEN", "SKIP_SAVE"})  # pyright: ignore[reportInvalidTypeForm]
+    jobs_folder: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Jobs", description="Where photos, results and logs of jobs go; empty takes the add-on's own folder",
+        subtype="DIR_PATH", update=_changed,
+    )  # fmt: skip
+    models_folder: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Models", description="Where pretrained models are; empty takes the add-on's own folder",
+        subtype="DIR_PATH", update=_changed,
+    )  # fmt: skip
+    smplx_file: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="SMPL-X File", description="Your own SMPLX_NEUTRAL.npz, in place of the body that comes with Effigy; "
+        "its licence is between you and its makers", subtype="FILE_PATH", update=_changed,
+    )  # fmt: skip
+    backend_python: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Other Python", description="A Python of yours that has the backend's libraries, in place of the "
+        "installed backend", subtype="FILE_PATH", update=_changed,
+    )  # fmt: skip
 
     def draw(self, context: bpy.types.Context) -> None:
-        """Folders, and what doctor says."""
-        layout = self.layout
-        layout.use_property_split = True
-        layout.prop(self, "backend_python")
-        layout.prop(self, "jobs_folder")
-        layout.operator("effigy.doctor", icon="CHECKMARK")
-        box = layout.box() if self.doctor else None
-        for line in self.doctor.splitlines():
-            assert box is not None
-            box.label(text=line)
-
-
-def preferences(context: bpy.types.Context) -> EFFIGY_AP_preferences | None:
-    """The add-on's preferences; None where it runs from a checkout without being enabled as an add-on."""
-    addon = context.preferences.addons.get(ADDON_ID)
-    return addon.preferences if addon is not None else None
-
-
-def user_folder() -> Path:
-    """The extension's own folder, which survives updates; made if it is missing."""
-    if ADDON_ID.startswith("bl_ext."):
-        return Path(bpy.utils.extension_path_user(ADDON_ID, create=True))
-    return Path(bpy.utils.user_resource("DATAFILES", path="effigy", create=True))
-
-
-def backend_python(context: bpy.types.Context) -> Path:
-    """The Python that runs the backend: the preferences' choice, else the usual places.
-
-    Raises:
-        NoBackendError: If there is none; one line.
-    """
-    own = preferences(context)
-    given = bpy.path.abspath(own.backend_python) if own is not None and own.backend_python else None
-    return find_backend_python(given, environments_root(context))
-
-
-def environments_root(context: bpy.types.Context) -> Path:
-    """Folder of the backend's environments."""
-    own = preferences(context)
-    if own is not None and own.environment_folder:
-        return Path(bpy.path.abspath(own.environment_folder))
-    return environments_folder(user_folder())
-
-
-def jobs_folder(context: bpy.types.Context) -> Path:
-    """Folder of the jobs."""
-    own = preferences(context)
-    if own is not None and own.jobs_folder:
-        return Path(bpy.path.abspath(own.jobs_folder))
-    return user_folder() / "jobs"
+        """Backend, settings, folders, models, health."""
+        setup_panel.draw(self.layout, context, self)

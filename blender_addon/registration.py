@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bpy
 
-from . import edit_panels, panels, preferences, properties, rig_panels, session
+from . import edit_panels, panels, preferences, properties, rig_panels, session, setup
 from .cloud import engine
 from .operators import (
     animate,
@@ -20,6 +20,7 @@ from .operators import (
     import_splats,
     rig,
 )
+from .operators import setup as setup_operators
 
 _CLASSES: tuple[type, ...] = (
     *properties.classes(),
@@ -40,7 +41,7 @@ _CLASSES: tuple[type, ...] = (
     generate.EFFIGY_OT_drop_photo,
     generate.EFFIGY_FH_photo,
     generate.EFFIGY_OT_show_preferences,
-    generate.EFFIGY_OT_doctor,
+    *setup_operators.classes(),
     import_avatar.EFFIGY_OT_import_avatar,
     import_splats.EFFIGY_OT_import_splats,
     import_splats.EFFIGY_FH_splats,
@@ -94,10 +95,12 @@ def register() -> None:
     bpy.types.TOPBAR_MT_file_export.append(export_splats.draw_export_menu)
     bpy.types.TOPBAR_MT_file_export.append(export_avatar.draw_export_menu)
     session.begin()
+    setup.begin()
 
 
 def unregister() -> None:
     """The reverse; Blender may have removed parts at exit already."""
+    setup.end()
     session.end()
     bpy.types.TOPBAR_MT_file_import.remove(import_splats.draw_import_menu)
     bpy.types.TOPBAR_MT_file_export.remove(export_splats.draw_export_menu)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,13 +12,13 @@ from typing import Any
 import bpy
 import bpy.utils.previews
 
+from .backend_settings import backend_python, backend_variables, jobs_folder, serve_arguments
 from .cloud import engine
 from .cloud.create import splat_type, upgrade_clouds
 from .cloud.viewport import SplatViewport, node_display_for_saving, show_splats
-from .link.backend_python import NoBackendError, backend_command, backend_environment
+from .link.backend_python import NoBackendError, backend_command
 from .link.jobs import Job, JobQueue, has_unfinished
 from .link.process import BackendProcess
-from .preferences import backend_python, jobs_folder, preferences, user_folder
 from .shared.avatar import Avatar, read_bundle
 from .shared.gaussians import GaussianCloud
 
@@ -95,7 +94,6 @@ class Session:
         # Blender knows a timer by its object, and `self._tick` is a new one each time that it is asked for.
         self._timer = self._tick
         self._pool = ThreadPoolExecutor(1, "effigy-read")
-        self._doctor: Future[str] | None = None
         self._looked = False
         self._icons = bpy.utils.previews.new()
         self._while_saving: list[bpy.types.Object] = []
@@ -148,8 +146,7 @@ class Session:
         """
         if self.queue is None:
             root = jobs_folder(context)
-            command, cache = serve_command(context, root), user_folder() / "cache"
-            process = BackendProcess(command, backend_environment(cache), root / "backend.log")
+            process = BackendProcess(serve_command(context, root), backend_variables(context), root / "backend.log")
             self.queue = JobQueue(process, root)
             self.queue.recover()
         self._watch()
@@ -223,12 +220,6 @@ class Session:
             self.queue.close()
             self.queue = None
 
-    def ask_doctor(self, context: bpy.types.Context) -> None:
-        """Run doctor in the background; its lines appear in the preferences."""
-        command = backend_command(backend_python(context), "doctor")
-        self._doctor = self._pool.submit(_run_doctor, command, backend_environment(user_folder() / "cache"))
-        self._watch()
-
     def icon(self, picture: Path) -> int:
         """Icon of a picture file for the panel; 0 if it cannot be read."""
         try:
@@ -239,13 +230,8 @@ class Session:
 
     def _tick(self) -> float | None:
         """Called by Blender's timer; never waits."""
-        if self._doctor is not None and self._doctor.done():
-            own = preferences(bpy.context)
-            if own is not None:
-                own.doctor = self._doctor.result()
-            self._doctor = None
         if self.queue is None and not self._look_for_interrupted():
-            return None if self._doctor is None else 0.2
+            return None
         assert self.queue is not None
         ended = self.queue.tick()
         for job in ended:
@@ -262,7 +248,7 @@ class Session:
 
     def _look_for_interrupted(self) -> bool:
         """Open the queue if an earlier session left jobs unfinished, once; returns whether it is open."""
-        if self._looked or self._doctor is not None:
+        if self._looked:
             return False
         self._looked = True
         try:
@@ -327,19 +313,8 @@ def serve_command(context: bpy.types.Context, root: Path) -> list[str]:
     Raises:
         NoBackendError: If there is no Python for it.
     """
-    offline = [] if getattr(bpy.app, "online_access", False) else ["--offline"]
-    return backend_command(backend_python(context), "serve", "--jobs", str(root), "--keep-days", "30", *offline)
-
-
-def _run_doctor(command: list[str], environment: dict[str, str]) -> str:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, encoding="utf-8", errors="replace", env=environment, timeout=60,
-            check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"the backend does not answer: {error}"
-    return done.stdout or done.stderr or "doctor said nothing"
+    arguments = ["serve", "--jobs", str(root), "--keep-days", "30", *serve_arguments(context)]
+    return backend_command(backend_python(context), *arguments)
 
 
 def obstacle() -> str:

@@ -184,7 +184,7 @@ def find_python(addon: str, given: str | None) -> Path:
     if addon.startswith("bl_ext."):
         import bpy
 
-        root = load(addon, "preferences").environments_root(bpy.context)
+        root = load(addon, "backend_settings").environments_root(bpy.context)
     try:
         return link.find_backend_python(given, root)
     except link.NoBackendError as error:

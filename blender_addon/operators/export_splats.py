@@ -8,9 +8,9 @@ from pathlib import Path
 import bpy
 from bpy_extras.io_utils import ExportHelper
 
+from ..backend_settings import backend_python
 from ..export.splat_files import BACKEND_FORMATS, FORMATS, SplatExport, export_path, write_clouds, write_frames
 from ..link.backend_python import NoBackendError
-from ..preferences import backend_python
 from ..shared.formats import FormatError
 from .edit import splat_objects
 

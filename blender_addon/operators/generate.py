@@ -355,23 +355,6 @@ class EFFIGY_OT_show_preferences(bpy.types.Operator):
         return {"FINISHED"}
 
 
-class EFFIGY_OT_doctor(bpy.types.Operator):
-    """Ask the backend what works on this machine."""
-
-    bl_idname = "effigy.doctor"
-    bl_label = "Check the Backend"
-
-    def execute(self, context: bpy.types.Context) -> set[str]:
-        """Run doctor in the background; its lines appear in the preferences."""
-        try:
-            session.current().ask_doctor(context)
-        except NoBackendError as error:
-            self.report({"ERROR"}, str(error))
-            return {"CANCELLED"}
-        session.current().forget_backend()
-        return {"FINISHED"}
-
-
 def remember(rig: bpy.types.Object, bundle: Path, result: Mapping[str, object]) -> None:
     """Write onto an armature where its bundle is and, from the bundle's result.json, what made it."""
     generators, warnings = result.get("generators"), result.get("warnings")

@@ -12,11 +12,11 @@ from pathlib import Path
 import bpy
 from bpy_extras.io_utils import ImportHelper
 
+from ..backend_settings import backend_python
 from ..cloud.create import create_cloud_object, splat_type
 from ..cloud.display import ViewportDisplay, add_display
 from ..cloud.viewport import show_splats
 from ..link.backend_python import NoBackendError, backend_command, backend_environment
-from ..preferences import backend_python
 from ..shared.axes import axes_to_blender
 from ..shared.cloud_edits import decimate, lower_degree, outliers
 from ..shared.formats import SHARED_FORMATS, FormatError, find_reader, read_splats
