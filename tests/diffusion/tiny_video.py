@@ -50,12 +50,13 @@ class StopAfter(QuietSink):
 def randomised(model: torch.nn.Module, seed: int) -> Any:
     """Numbers in every parameter: some begin as zeros, which would hide a condition."""
     generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        fan = max(parameter[0].numel(), 1) if parameter.ndim > 1 else 25
-        parameter.data = (noise / fan**0.5 + (1.0 if parameter.ndim == 1 and parameter.data.mean() == 1 else 0.0)).to(
-            parameter.dtype
-        )
+        # The encoder of faces scales its weights itself.
+        fan = parameter[0].numel() if parameter.ndim > 1 and "motion_encoder" not in name else 1
+        gain = parameter.ndim == 1 and parameter.data.mean() == 1
+        scale = 0.2 if parameter.ndim == 1 else 1 / max(fan, 1) ** 0.5
+        parameter.data = (noise * scale + (1.0 if gain else 0.0)).to(parameter.dtype)
     return model.eval()
 
 
@@ -161,6 +162,7 @@ def write_wan_animate(folder: Path) -> Path:
         ffn_dim=32,
         num_layers=2,
         image_dim=4,
+        added_kv_proj_dim=24,
         rope_max_seq_len=32,
         motion_encoder_channel_sizes={"4": 16, "8": 16, "16": 16},
         motion_encoder_size=16,
