@@ -236,6 +236,9 @@ def _library(name: str, module: str) -> Finding:
             loaded = importlib.import_module(module)
     except Exception as error:
         return Finding(name, f"does not load ({_reason(error)})", "missing", REPAIR)
+    if module == "cv2" and not hasattr(getattr(loaded, "ximgproc", None), "guidedFilter"):
+        # opencv-python in the same folder overwrites it
+        return Finding(name, "lacks what opencv-contrib-python has; another OpenCV replaced it", "missing", REPAIR)
     return Finding(name, str(getattr(loaded, "__version__", "loads")))
 
 

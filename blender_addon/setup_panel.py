@@ -64,12 +64,15 @@ def _draw_backend(box: bpy.types.UILayout, context: bpy.types.Context, own: Any,
     if problem := supported():
         text_lines(box, context, problem, "ERROR")
         return
-    if choice is not None:
+    if choice is not None and there is None:
         text_lines(box, context, f"{sizes(choice.accelerator)}, in {settings.environments_root(context)}", "BLANK1")
+    elif there is not None:
+        text_lines(box, context, f"In {there.folder}, made by {there.tool}", "BLANK1")
     if not settings.online():
         line = box.row()
-        line.alert = True
-        line.label(text="Blender's online access is off; nothing is downloaded", icon="INTERNET_OFFLINE")
+        words = line.row()
+        words.alert = True
+        words.label(text="Blender's online access is off; nothing is downloaded", icon="INTERNET_OFFLINE")
         line.operator("effigy.system_preferences", icon="PREFERENCES")
     buttons = box.row()
     buttons.scale_y = 1.3

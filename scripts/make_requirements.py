@@ -78,6 +78,9 @@ The other two are the general index's own wheels: with CUDA 13 for Linux, withou
 _CUDA_LIBRARIES = ("nvidia-", "cuda-", "triton")
 """What only torch's CUDA build for Linux needs."""
 
+_SUPERSEDED = ("opencv-python", "opencv-python-headless", "opencv-contrib-python-headless")
+"""Needed by name only: opencv-contrib-python is the same and more, in the same folder, and must not be overwritten."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -141,7 +144,7 @@ def fit(entries: Iterable[Entry], accelerator: Accelerator) -> list[Entry]:
         if entry.name == "torch":
             out += _torch(entry, accelerator)
             continue
-        if entry.name.startswith(_CUDA_LIBRARIES) and not accelerator.cuda:
+        if entry.name in _SUPERSEDED or (entry.name.startswith(_CUDA_LIBRARIES) and not accelerator.cuda):
             continue
         wanted = [_holds(entry.marker, *machine) for machine in machines]
         if any(wanted):

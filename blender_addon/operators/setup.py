@@ -250,7 +250,7 @@ class EFFIGY_OT_cancel_fetch(bpy.types.Operator):
 def sizes(accelerator: str) -> str:
     """Download and disk of an accelerator, for people."""
     download, disk = SIZES_GB[accelerator]
-    return f"about {download:g} GB to download, {disk:g} GB on the disk"
+    return f"About {download:g} GB to download, {disk:g} GB on the disk"
 
 
 def classes() -> tuple[type, ...]:
