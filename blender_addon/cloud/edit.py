@@ -72,6 +72,23 @@ def _evaluated(ob: bpy.types.Object) -> Iterator[bpy.types.ID]:
             modifier.show_viewport = True
 
 
+@contextmanager
+def clouds_at_rest() -> Iterator[None]:
+    """While frames are played for something else: no cloud follows its rig, which takes most of a frame.
+
+    Hiding the clouds would deselect them.
+    """
+    clouds = [ob for ob in bpy.context.scene.objects if ob.type == "POINTCLOUD" and ob.library is None]
+    shown = [modifier for ob in clouds for modifier in ob.modifiers if modifier.show_viewport]
+    for modifier in shown:
+        modifier.show_viewport = False
+    try:
+        yield
+    finally:
+        for modifier in shown:
+            modifier.show_viewport = True
+
+
 def replace_points(ob: bpy.types.Object, cloud: GaussianCloud, more: Mapping[str, np.ndarray] | None = None) -> None:
     """Give an object other points; modifiers, parent and name stay, attributes that are not named are gone.
 

@@ -15,6 +15,7 @@ import bpy
 import numpy as np
 
 from ..cloud.create import read_attribute, read_cloud
+from ..cloud.edit import clouds_at_rest
 from ..motion.keys import CurveStore
 from ..shared.gaussians import matrices_to_wxyz
 from .vertex_colours import bake_vertex_colours, display_to_linear
@@ -70,17 +71,22 @@ def record_clip(name: str, rig: bpy.types.Object, frames: Sequence[int]) -> Clip
     keys = proxy.data.shape_keys
     before = scene.frame_current, scene.frame_subframe
     poses, weights = [], []
-    try:
-        for frame in frames:
-            scene.frame_set(frame)
-            depsgraph = bpy.context.evaluated_depsgraph_get()
-            seen = rig.evaluated_get(depsgraph)
-            world = np.array(seen.matrix_world)
-            poses.append([world @ np.array(seen.pose.bones[bone].matrix) for bone in names])
-            blocks = keys.evaluated_get(depsgraph).key_blocks[1:] if keys is not None else ()
-            weights.append([block.value for block in blocks])
-    finally:
-        scene.frame_set(before[0], subframe=before[1])
+    hidden = proxy.hide_viewport
+    with clouds_at_rest():
+        # Nothing evaluates a hidden mesh that no visible cloud follows, so the drivers of its shape keys would rest.
+        proxy.hide_viewport = False
+        try:
+            for frame in frames:
+                scene.frame_set(frame)
+                depsgraph = bpy.context.evaluated_depsgraph_get()
+                seen = rig.evaluated_get(depsgraph)
+                world = np.array(seen.matrix_world)
+                poses.append([world @ np.array(seen.pose.bones[bone].matrix) for bone in names])
+                blocks = keys.evaluated_get(depsgraph).key_blocks[1:] if keys is not None else ()
+                weights.append([block.value for block in blocks])
+        finally:
+            proxy.hide_viewport = hidden
+            scene.frame_set(before[0], subframe=before[1])
     return Clip(name, np.array(poses), np.array(weights).reshape(len(poses), -1))
 
 

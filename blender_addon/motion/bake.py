@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import bpy
 import numpy as np
 
+from ..cloud.edit import clouds_at_rest
 from ..rig.curls import CURL_FINGERS, curl_property
 from ..rig.gaze import LOOK_SWITCH
 from ..rig.limbs import LIMBS, release_limbs
@@ -59,14 +60,15 @@ def _record(
     scene = bpy.context.scene
     before = scene.frame_current, scene.frame_subframe
     poses, values = [], []
-    try:
-        for frame in frames:
-            scene.frame_set(frame)
-            seen = rig.evaluated_get(bpy.context.evaluated_depsgraph_get())
-            poses.append([np.array(seen.pose.bones[bone].matrix) for bone in BONE_NAMES])
-            values.append([float(seen[name]) for name in sliders])
-    finally:
-        scene.frame_set(before[0], subframe=before[1])
+    with clouds_at_rest():
+        try:
+            for frame in frames:
+                scene.frame_set(frame)
+                seen = rig.evaluated_get(bpy.context.evaluated_depsgraph_get())
+                poses.append([np.array(seen.pose.bones[bone].matrix) for bone in BONE_NAMES])
+                values.append([float(seen[name]) for name in sliders])
+        finally:
+            scene.frame_set(before[0], subframe=before[1])
     return np.array(poses, np.float64), np.array(values).reshape(len(poses), -1)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import bpy
 import numpy as np
 
+from ..cloud.edit import clouds_at_rest
 from .bvh import Bvh, MotionError
 
 
@@ -36,15 +37,16 @@ def sample_armature(ob: bpy.types.Object, first: int, last: int, names: Sequence
     scene = bpy.context.scene
     before = scene.frame_current, scene.frame_subframe
     turned, roots = [], []
-    try:
-        for frame in range(first, last + 1):
-            scene.frame_set(frame)
-            evaluated = ob.evaluated_get(bpy.context.evaluated_depsgraph_get())
-            poses = [np.array(evaluated.matrix_world @ evaluated.pose.bones[bone.name].matrix) for bone in bones]
-            turned.append([pose[:3, :3] / np.linalg.norm(pose[:3, :3], axis=0) for pose in poses])
-            roots.append(poses[0][:3, 3])
-    finally:
-        scene.frame_set(before[0], subframe=before[1])
+    with clouds_at_rest():
+        try:
+            for frame in range(first, last + 1):
+                scene.frame_set(frame)
+                evaluated = ob.evaluated_get(bpy.context.evaluated_depsgraph_get())
+                poses = [np.array(evaluated.matrix_world @ evaluated.pose.bones[bone.name].matrix) for bone in bones]
+                turned.append([pose[:3, :3] / np.linalg.norm(pose[:3, :3], axis=0) for pose in poses])
+                roots.append(poses[0][:3, 3])
+        finally:
+            scene.frame_set(before[0], subframe=before[1])
     # A bone's turn from its rest pose, in the armature's axes, is what a BVH file stores.
     world = np.array(turned) @ np.swapaxes(rest, -1, -2)
     local = world.copy()

@@ -141,7 +141,7 @@ def gltf(folder: Path) -> dict[str, Any]:
     results.append(bpy.ops.effigy.export_gltf(filepath=str(folder / "still.glb"), motion="NONE"))
     answer: dict[str, Any] = {"left": data_counts() == before, "frame": scene.frame_current}
     answer["action"] = rig.animation_data.action.name
-    answer["active"] = bpy.context.view_layer.objects.active.name
+    answer["active"] = [ob.name for ob in (bpy.context.view_layer.objects.active, *bpy.context.selected_objects)]
     answer["parts"] = [path.name for path in folder.iterdir() if "part" in path.name]
     answer["refused"] = refused(bpy.ops.effigy.export_gltf, filepath=str(folder / "no" / "such" / "folder.glb"))
     places = {str(frame): vertices(avatar.proxy, frame) for frame in FRAMES}
