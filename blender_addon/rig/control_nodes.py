@@ -48,7 +48,10 @@ class ControlNodes:
         followers = controls.followers
         if followers:
             interface.new_socket(POSE_INPUT, in_out="INPUT", socket_type="NodeSocketObject")
-        self._weights = {row: group_in.outputs[str(controls.names[row])] for row in moved}
+        self._weights: dict[int, Socket] = {}
+        for row in moved:
+            value, default = group_in.outputs[str(controls.names[row])], float(controls.ranges[row, 2])
+            self._weights[row] = graph.math("SUBTRACT", value, default) if default else value
         if followers:
             info = graph.node("GeometryNodeObjectInfo")
             graph.link(group_in.outputs[POSE_INPUT], info.inputs["Object"])

@@ -27,7 +27,7 @@ from ..shared.axes import BODY_TO_BLENDER, body_to_blender_points
 from ..shared.controls import WIDTHS, Channel, Controls
 from ..shared.skeleton import BONE_NAMES, PARENTS
 from .control_nodes import COEFFICIENT, POSE_INPUT, ControlNodes, delta_attribute, splat_sliders
-from .drivers import drive
+from .drivers import drive, scale_driver
 
 CONTROLS_PROPERTY = "effigy_controls"
 """Property of the armature object: JSON list of [heading, names of sliders]."""
@@ -144,12 +144,14 @@ def add_proxy_controls(
             followers.append(row)
             continue
         name = str(controls.names[control])
-        low, high, _ = (float(x) for x in controls.ranges[control])
+        low, high, default = (float(x) for x in controls.ranges[control])
         block = proxy.shape_key_add(name=name, from_mix=False)
-        block.slider_max, block.slider_min = max(high, 1.0), min(low, 0.0)
-        moved = rest.reshape(-1, 3) + body_to_blender_points(basis.delta(row, count))
+        # A key's value ends at 10, whatever the slider's range is: let the farther end of the slider be 1.
+        reach = max(high - default, default - low)
+        block.slider_max, block.slider_min = (high - default) / reach, (low - default) / reach
+        moved = rest.reshape(-1, 3) + body_to_blender_points(reach * basis.delta(row, count))
         block.data.foreach_set("co", np.ascontiguousarray(moved, np.float32).ravel())
-        drive(block, "value", armature, f'["{name}"]')
+        scale_driver(drive(block, "value", armature, f'["{name}"]'), 1.0 / reach, -default / reach)
     if followers and pose is not None:
         _add_pose_shapes(proxy, controls, followers, pose)
 

@@ -29,8 +29,8 @@ def drive(
     return curve
 
 
-def scale_driver(curve: bpy.types.FCurve, factor: float) -> None:
-    """Make a driver's result `factor` times its variable: a linear generator on the driver's curve."""
+def scale_driver(curve: bpy.types.FCurve, factor: float, offset: float = 0.0) -> None:
+    """Make a driver's result `factor` times its variable plus `offset`: a linear generator on the driver's curve."""
     while len(curve.keyframe_points):
         curve.keyframe_points.remove(curve.keyframe_points[0])
     while len(curve.modifiers):
@@ -38,4 +38,4 @@ def scale_driver(curve: bpy.types.FCurve, factor: float) -> None:
     generator = curve.modifiers.new("GENERATOR")
     generator.mode = "POLYNOMIAL"
     generator.poly_order = 1
-    generator.coefficients = (0.0, factor)
+    generator.coefficients = (offset, factor)

@@ -73,24 +73,30 @@ def _create_mesh(name: str, avatar: Avatar) -> bpy.types.Mesh:
 
 def _add_vertex_groups(ob: bpy.types.Object, avatar: Avatar) -> None:
     """One group per bone. Rigid parts share one weight, so equal weights of a bone go in one call."""
-    for column, name in enumerate(deform_bone_names(avatar)):
-        group = ob.vertex_groups.new(name=name)
-        rows, slots = np.nonzero((avatar.skin_indices == column) & (avatar.skin_weights > _MIN_WEIGHT))
-        weights = avatar.skin_weights[rows, slots]
-        order = np.argsort(weights, kind="stable")
-        rows, weights = rows[order], weights[order]
-        values, starts = np.unique(weights, return_index=True)
-        for value, members in zip(values.tolist(), np.split(rows, starts[1:]), strict=False):
-            group.add(members.tolist(), value, "REPLACE")
+    groups = [ob.vertex_groups.new(name=name) for name in deform_bone_names(avatar)]
+    rows, slots = np.nonzero(avatar.skin_weights > _MIN_WEIGHT)
+    bones, weights = avatar.skin_indices[rows, slots], avatar.skin_weights[rows, slots]
+    order = np.lexsort((weights, bones))
+    rows, bones, weights = rows[order], bones[order], weights[order]
+    new = np.flatnonzero((bones[1:] != bones[:-1]) | (weights[1:] != weights[:-1])) + 1
+    starts = np.concatenate([[0], new])
+    # Plain lists: thousands of small arrays would take longer than Blender does.
+    members, ends = rows.tolist(), [*new.tolist(), len(rows)]
+    for start, end, bone, weight in zip(
+        starts.tolist(), ends, bones[starts].tolist(), weights[starts].tolist(), strict=True
+    ):
+        groups[bone].add(members[start:end], weight, "REPLACE")
 
 
 def _add_shape_keys(ob: bpy.types.Object, avatar: Avatar, armature: bpy.types.Object) -> None:
     ob.shape_key_add(name="Basis", from_mix=False)
-    for key, offsets in zip(avatar.shape_key_names, avatar.shape_key_offsets_m, strict=True):
+    shapes_m = body_to_blender_points((avatar.vertices_m + avatar.shape_key_offsets_m).astype(np.float32))
+    for key, shape_m in zip(avatar.shape_key_names, np.ascontiguousarray(shapes_m), strict=True):
         name = str(key)
         block = ob.shape_key_add(name=name, from_mix=False)
         block.slider_max = 1.5
-        block.data.foreach_set("co", _blender(avatar.vertices_m + offsets))
+        # From 4.1 there is a way that copies the whole array at once.
+        getattr(block, "points", block.data).foreach_set("co", shape_m.ravel())
         drive(block, "value", armature, f'["{name}"]')
 
 

@@ -9,9 +9,9 @@ A control adds `weight * delta` to a channel of the rest pose, before the bindin
     opacity_logit  sigmoid(logit(opacity) + sum)
     proxy          vertex of the proxy + sum, metres in the body frame, before the skinning
 
-The weight is a slider that the artist moves, or a linear function of the joints' rotations: with c0 and c1 the first
-two columns of a joint's local rotation matrix (relative to its parent and to the rest pose, SMPL-X's axes), weight =
-sum over joints of a . (c0 - e0) + b . (c1 - e1). It is 0 in the rest pose, which is therefore the file.
+The weight is how far the artist moved a slider from its default, or a linear function of the joints' rotations: with c0
+and c1 the first two columns of a joint's local rotation matrix (relative to its parent and to the rest pose, SMPL-X's
+axes), weight = sum over joints of a . (c0 - e0) + b . (c1 - e1). So the rest pose with untouched sliders is the file.
 backend/splats/controls.py evaluates this with numpy, blender_addon/rig with Geometry Nodes.
 
 Deltas are whole multiples of a power of two, and only those of a control's region are kept: both make files small.
@@ -19,6 +19,7 @@ Deltas are whole multiples of a power of two, and only those of a control's regi
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -218,10 +219,10 @@ class Controls:
         Raises:
             KeyError: If one of `sliders` is none.
         """
-        weights = np.where(self.is_pose, coefficients, self.ranges[:, 2].astype(np.float64))
+        weights = np.where(self.is_pose, coefficients, 0.0)
         rows = {str(self.names[row]): row for row in self.sliders}
         for name, value in sliders.items():
-            weights[rows[name]] = value
+            weights[rows[name]] = value - float(self.ranges[rows[name], 2])
         return weights
 
     def pose_coefficients(self, rotations: Array) -> Array:
@@ -269,7 +270,7 @@ def controls_from_arrays(arrays: Mapping[str, Array]) -> Controls | None:
 def pack_controls(controls: Sequence[Control]) -> Controls:
     """Round the deltas to steps and keep what is not zero.
 
-    A control whose deltas are too large for the channel's usual step gets a coarser one.
+    A slider with a wide range gets finer steps than the channel's usual ones, deltas too large for them coarser ones.
 
     Raises:
         ControlError: If the controls do not fit together.
@@ -301,9 +302,11 @@ def _pack(channel: Channel, controls: Sequence[Control]) -> Basis:
         deltas = np.asarray(control.deltas[channel], np.float64)
         deltas = deltas.reshape(len(deltas), WIDTHS[channel])
         largest = float(np.abs(deltas).max(initial=0.0))
-        if not np.isfinite(largest):
-            raise ControlError(f"{control.name}: the deltas of {channel} are not finite")
-        exponent = STEPS[channel]
+        # What counts is the error at the slider's far end.
+        reach = 1.0 if control.pose is not None else max(control.high - control.default, control.default - control.low)
+        if not (np.isfinite(largest) and np.isfinite(reach)):
+            raise ControlError(f"{control.name}: its range or its deltas of {channel} are not finite")
+        exponent = STEPS[channel] - max(0, math.ceil(math.log2(max(reach, 1.0))))
         while largest > _MAX_STEPS * 2.0**exponent:
             exponent += 1
         rounded = np.rint(np.ldexp(deltas, -exponent)).astype(np.int16)

@@ -110,7 +110,7 @@ def key(blend: Path) -> None:
     if slots and ob.animation_data.action_slot is None:
         ob.animation_data.action_slot = slots[0]
     for name, value in SLIDERS.items():
-        for frame, share in ((1, 0.0), (10, 1.0)):
+        for frame, share in ((1, 0.5), (10, 1.0)):
             ob[name] = value * share
             ob.keyframe_insert(f'["{name}"]', frame=frame)
     bpy.context.scene.frame_set(1)

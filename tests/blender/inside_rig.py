@@ -267,7 +267,13 @@ def mirror_all(rig: Rig) -> dict[str, Any]:
         "values": {name: rig.ob[name] for name in names},
         "curls": [rig.ob.pose.bones[f"hand.{side}"]["curl_ring"] for side in "LR"],
     }
+    action = rig.ob.animation_data.action
+    settings = bpy.context.scene.tool_settings
+    settings.use_keyframe_insert_auto = True
     bpy.ops.effigy.mirror_pose(only_face=True)
+    settings.use_keyframe_insert_auto = False
+    answer["keyed"] = action is None and rig.ob.animation_data.action is not None
+    rig.ob.animation_data.action = None
     answer["face_only"] = [rig.ob["eyeBlinkLeft"], rig.ob["ik_arm.R"]]
     for name in names:
         rig.ob[name] = 0.0

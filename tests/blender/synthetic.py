@@ -34,7 +34,7 @@ _MIDDLE = {
 }
 _FINGER_Z = {"index": 0.03, "middle": 0.01, "ring": -0.01, "pinky": -0.03, "thumb": 0.05}
 
-SLIDERS = {"hair_length": 1.25, "bulk": -0.75, "belly": 1.0, "Skin tone.L": 0.5}
+SLIDERS = {"hair_length": 1.25, "bulk": -0.75, "belly": 50.0, "Skin tone.L": 0.5}
 """Values that tests give to some of the learned controls."""
 
 
@@ -137,7 +137,7 @@ def make_controls(avatar: Avatar, seed: int = 0) -> Controls:
             Control("Skin tone.L", deltas("radiance"), group="Skin"),
             Control("Skin tone.R", deltas("radiance"), group="Skin"),
             Control("bulk", deltas("position", "log_scale", "rotation", "opacity_logit"), -2.0, 2.0, 0.0, "Body"),
-            Control("belly", deltas("proxy"), 0.0, 1.5, 0.0, "Body", "Rounder"),
+            Control("belly", {"proxy": deltas("proxy")["proxy"] / 30.0}, 20.0, 80.0, 35.0, "Body", "Rounder"),
             Control("wrinkles", deltas("position", "radiance"), pose=sleeve),
             Control("knee", deltas("log_scale", "rotation"), pose=follows("right_knee", "right_hip")),
             Control("all", deltas("position", "radiance", "opacity_logit"), pose=follows(*JOINT_NAMES[1:])),

@@ -22,8 +22,8 @@ from tests.blender.synthetic import SLIDERS, make_avatar, make_controls
 pytestmark = pytest.mark.blender
 HERE = Path(__file__).parent
 NAMES = ("hair_length", "Skin tone.L", "bulk", "belly", "idle")
-DEFAULTS = (0.25, 0.0, 0.0, 0.0, 0.0)
-VALUES = (DEFAULTS, DEFAULTS, (2.0, 1.0, -1.5, 1.5, 0.0), (-1.0, 0.3, 2.0, 0.5, 1.0))
+DEFAULTS = (0.25, 0.0, 0.0, 35.0, 0.0)
+VALUES = (DEFAULTS, DEFAULTS, (2.0, 1.0, -1.5, 80.0, 0.0), (-1.0, 0.3, 2.0, 20.0, 1.0))
 
 
 def run(blender: str, script: str, *arguments: object) -> dict[str, Any]:
@@ -80,11 +80,11 @@ def check(found: dict[str, np.ndarray], label: str, wanted: GaussianCloud) -> No
 def test_the_cases_tell_something(bundle: Path) -> None:
     rest, posed, slid = (expected(bundle, case) for case in range(3))
     cloud, avatar = read_bundle(bundle)
+    np.testing.assert_allclose(rest.positions_m, cloud.positions_m, atol=1e-5, err_msg="the defaults are not the file")
     assert avatar.controls is not None and len(avatar.controls.followers) == 4
     plain = pose_avatar(cloud, replace(avatar, controls=None), np.load(bundle / "cases.npz")["poses"][1],
                         actions={"jawOpen": 0.3})  # fmt: skip
-    for other in (pose_avatar(cloud, replace(avatar, controls=None), np.zeros((55, 3))), slid):
-        assert np.abs(rest.positions_m - other.positions_m).max() > 0.003
+    assert np.abs(rest.positions_m - slid.positions_m).max() > 0.01
     assert np.abs(posed.positions_m - plain.positions_m).max() > 0.01
     assert np.abs(posed.sh_dc - plain.sh_dc).max() > 0.1
     assert np.abs(posed.opacities - plain.opacities).max() > 0.1
@@ -98,7 +98,7 @@ def test_sliders_are_properties_with_ranges_that_undo(tried: tuple[str, Path, di
         ["Skin", ["Skin tone.L", "Skin tone.R"]],
         ["Body", ["bulk", "belly"]],
     ]
-    assert answer["ranges"] == {"hair_length": [-1, 2], "bulk": [-2, 2], "belly": [0, 1.5], "Skin tone.L": [0, 1]}
+    assert answer["ranges"] == {"hair_length": [-1, 2], "bulk": [-2, 2], "belly": [20, 80], "Skin tone.L": [0, 1]}
     assert answer["invalid"] == []
     assert answer["moved"] > 0.1
     assert answer["swapped"] == [0.0, 0.5]
@@ -121,7 +121,7 @@ def test_the_saved_file_shows_what_numpy_says(bundle: Path, tried: tuple[str, Pa
     for case in range(len(VALUES)):
         check(found, f"case{case}", expected(bundle, case))
     cloud, avatar = read_bundle(bundle)
-    for frame, share in ((1, 0.0), (10, 1.0)):
+    for frame, share in ((1, 0.5), (10, 1.0)):
         sliders = {name: value * share for name, value in SLIDERS.items()}
         check(found, f"frame{frame}", pose_avatar(cloud, avatar, np.zeros((55, 3)), sliders=sliders))
 

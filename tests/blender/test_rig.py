@@ -73,6 +73,7 @@ def test_the_mirror_knows_switches_and_the_face(tried: tuple[str, Path, dict[str
     on = {"ik_arm.R": 1.0, "eyeBlinkRight": pytest.approx(0.7), "jawLeft": pytest.approx(0.4)}
     assert answer["values"] == {name: on.get(name, 0.0) for name in answer["values"]}
     assert answer["curls"] == [pytest.approx(0.8), 0.0]
+    assert answer["keyed"], "auto keying was on"
     assert answer["face_only"] == [pytest.approx(0.7), 1.0], "the face alone was to change"
 
 

@@ -66,13 +66,16 @@ def test_controls_round_trip_exactly(tmp_path: Path) -> None:
     moved = again.bases["position"].delta(0, 50)
     np.testing.assert_allclose(moved, made[0].deltas["position"], atol=2.0**-14)
     assert np.array_equal(moved * 2.0**13, np.rint(moved * 2.0**13)), "no whole steps"
+    wide = Control("age", {"proxy": np.full((9, 3), 0.0003)}, 20.0, 80.0, 35.0)
+    far = 45.0 * pack_controls([wide]).bases["proxy"].delta(0, 9)
+    np.testing.assert_allclose(far, 45.0 * 0.0003, atol=2.0**-15, err_msg="the steps of a wide slider add up")
     # What is too large for the usual step gets a coarser one, and what is zero is not stored.
     np.testing.assert_allclose(again.bases["radiance"].delta(0, 50), made[1].deltas["radiance"], rtol=1e-4)
     assert len(again.bases["radiance"].indices) == np.count_nonzero(made[1].deltas["radiance"][:, 0])
     assert len(again.bases["rotation"].indices) == 0
     rest = np.tile(np.eye(3), (55, 1, 1))
     assert not again.pose_coefficients(rest).any()
-    np.testing.assert_array_equal(again.weights(np.zeros(3), {"longer hair": 0.5}), [0.5, 0.0, 1.0])
+    np.testing.assert_array_equal(again.weights(np.zeros(3), {"longer hair": 0.5, "nothing": 0.75}), [0.5, 0.0, -0.25])
 
 
 def controls_with(**changes: np.ndarray | None) -> dict[str, Any]:
