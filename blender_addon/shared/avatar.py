@@ -234,7 +234,7 @@ def _read_avatar(path: Path) -> Avatar:
             return Avatar(**{name: data[name] for name in _ARRAYS}, controls=controls)
     except ControlError as error:
         raise BundleError(f"{path.name}: {error}") from error
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, TypeError) as error:  # TypeError: a number where a table belongs
         if isinstance(error, BundleError):
             raise
         raise BundleError(f"{path.name} cannot be read: {error}") from error
