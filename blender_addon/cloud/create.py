@@ -73,7 +73,7 @@ def create_cloud_object(
     matrix = np.eye(3) if turn is None else np.asarray(turn, np.float64)
     harmonics = cloud.sh_rest
     positions_m = cloud.positions_m if turn is None else cloud.positions_m @ matrix.T.astype(np.float32)
-    if hasattr(bpy.types.PointCloud, "resize"):
+    if "resize" in bpy.types.PointCloud.bl_rna.functions:  # from 5.1; no attribute of the class
         points = bpy.data.pointclouds.new(name)
         points.resize(len(cloud))
         points.attributes["position"].data.foreach_set("vector", positions_m.ravel())

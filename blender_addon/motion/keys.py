@@ -92,12 +92,17 @@ class CurveStore:
 
     def add_at(self, path: str, index: int, group: str, frames: Sequence[int], values: np.ndarray) -> None:
         """A curve with a key at each of the frames, or a single key if the value never changes."""
-        if np.ptp(values) < 1e-6:
-            frames, values = frames[:1], values[:1]
         curve = self._new(path, index, group)
-        curve.keyframe_points.add(len(values))
-        curve.keyframe_points.foreach_set("co", np.stack([frames, values], axis=1).astype(np.float32).ravel())
-        curve.keyframe_points.foreach_set("interpolation", np.full(len(values), _LINEAR, np.int32))
+        points = curve.keyframe_points
+        if len(values) == 1 or np.ptp(values) < 1e-6:
+            points.add(1)
+            points[0].co, points[0].interpolation = (frames[0], values[0]), "LINEAR"
+        else:
+            points.add(len(values))
+            keys = np.empty((len(values), 2), np.float32)
+            keys[:, 0], keys[:, 1] = frames, values
+            points.foreach_set("co", keys.ravel())
+            points.foreach_set("interpolation", np.full(len(values), _LINEAR, np.int32))
         curve.update()
 
     def _new(self, path: str, index: int, group: str) -> Any:

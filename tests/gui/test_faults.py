@@ -17,9 +17,13 @@ pytestmark = pytest.mark.gui
 
 SCENARIOS = ("files", "undo", "hand", "waiting", "lies", "disable", "quitting", "pair")
 
-_PLAY = """
+STAND_IN = """
 printf '#!/bin/sh\\nexec python3 {root}/tests/gui/stand_in.py "$@"\\n' > /out/stand-in
 chmod +x /out/stand-in
+"""
+"""Makes /out/stand-in, which is called like the backend's Python."""
+
+_PLAY = """
 export EFFIGY_BACKEND_PYTHON=/out/stand-in EFFIGY_STAND_IN_S=3
 play() {
   timeout 120 blender --window-geometry 0 0 900 650 -P {root}/tests/gui/inside_faults.py -- $1 > /out/$1.log 2>&1
@@ -42,7 +46,7 @@ def answers(desktop: Desktop) -> dict[str, dict[str, Any]]:
     """All scenarios on one screen, one Blender after the other; the pair at the same time."""
     lines = [f"play {name}" for name in SCENARIOS if name != "pair"]
     lines.insert(lines.index("play quitting") + 1, _AFTER_QUIT)
-    script = "\n".join([_PLAY, *lines, "play pair_a & A=$!; play pair_b & B=$!; wait $A $B"])
+    script = "\n".join([STAND_IN, _PLAY, *lines, "play pair_a & A=$!; play pair_b & B=$!; wait $A $B"])
     Desktop(desktop.debian, desktop.out, (900, 650)).play(script, timeout_s=900)
     found = {}
     for name in (*SCENARIOS[:-1], "pair_a", "pair_b"):
