@@ -153,14 +153,13 @@ class Klein(_Editor):
         """
         super().__init__(source, settings, placement)
         gate.quiet_imports()
-        from diffusers import (
-            AutoencoderKLFlux2,
-            FlowMatchEulerDiscreteScheduler,
-            Flux2KleinInpaintPipeline,
-            Flux2KleinPipeline,
-            Flux2Transformer2DModel,
-        )
-        from transformers import Qwen2TokenizerFast, Qwen3ForCausalLM
+        from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+        from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+        from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
+        from diffusers.pipelines.flux2.pipeline_flux2_klein_inpaint import Flux2KleinInpaintPipeline
+        from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+        from transformers import Qwen3ForCausalLM
+        from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 
         rest = resting(placement)
         self.pipe: Any = placed(
@@ -168,7 +167,7 @@ class Klein(_Editor):
                 scheduler=plain(FlowMatchEulerDiscreteScheduler, folder, "scheduler"),
                 vae=load(AutoencoderKLFlux2, folder, "vae", placement=rest, context=context),
                 text_encoder=load(Qwen3ForCausalLM, folder, "text_encoder", placement=rest, context=context),
-                tokenizer=plain(Qwen2TokenizerFast, folder, "tokenizer"),
+                tokenizer=plain(Qwen2Tokenizer, folder, "tokenizer"),
                 transformer=load(Flux2Transformer2DModel, folder, "transformer", placement=rest, context=context),
                 is_distilled=True,
             ),
@@ -228,12 +227,17 @@ class Inpaint(_Editor):
         """
         super().__init__(source, settings, placement)
         gate.quiet_imports()
-        from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionInpaintPipeline, UNet2DConditionModel
+        from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_inpaint import (
+            StableDiffusionInpaintPipeline,
+        )
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
         from transformers import CLIPTextModel, CLIPTokenizer
 
         rest = resting(placement)
         text = load(CLIPTextModel, folder, "text_encoder", placement=rest, context=context, spare=(r"\.position_ids$",))
-        unet = load(UNet2DConditionModel, folder, "unet", placement=rest, context=context)
+        unet: Any = load(UNet2DConditionModel, folder, "unet", placement=rest, context=context)
         if unet.config.in_channels != 9:
             raise UserError(
                 f"this model takes {unet.config.in_channels} channels, inpainting 9; choose sd15-inpaint", BAD_REQUEST

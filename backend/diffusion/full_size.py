@@ -42,9 +42,7 @@ class FullSize:
     def step(self) -> Tensor:
         """One denoising step as the pipeline does it, without the sampler's own few operations."""
         with torch.no_grad():
-            for _ in range(self.passes):
-                made = self.model(**self.inputs, return_dict=False)[0]
-        return made
+            return [self.model(**self.inputs, return_dict=False)[0] for _ in range(self.passes)][-1]
 
     def operations(self) -> int:
         """Floating-point operations of a step, counted on the device "meta"."""
@@ -135,7 +133,7 @@ def _sv3d(cameras: bool) -> _Plan:
     }
     width = 1280 if cameras else 256
     return _Plan(
-        lambda: OrbitUNet(projection_class_embeddings_input_dim=width, num_frames=21),
+        lambda: OrbitUNet(projection_class_embeddings_input_dim=width),  # pyright: ignore[reportCallIssue]
         inputs,
         2,
         "21 frames of 576 px, guidance passes one by one",
@@ -144,7 +142,7 @@ def _sv3d(cameras: bool) -> _Plan:
 
 
 def _wan_animate() -> _Plan:
-    from diffusers import WanAnimateTransformer3DModel
+    from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
 
     inputs = {
         "hidden_states": (1, 36, 21, 60, 104),
@@ -163,7 +161,7 @@ def _wan_animate() -> _Plan:
 
 
 def _wan_vace() -> _Plan:
-    from diffusers import WanVACETransformer3DModel
+    from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
 
     inputs = {
         "hidden_states": (1, 16, 22, 60, 104),
@@ -182,7 +180,7 @@ def _wan_vace() -> _Plan:
 
 
 def _klein() -> _Plan:
-    from diffusers import Flux2Transformer2DModel
+    from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 
     inputs = {
         "hidden_states": (1, 2 * 4096, 128),

@@ -58,7 +58,7 @@ class LoraSettings:
     """
 
     rank: int = 16
-    alpha: float | None = None
+    alpha: int | None = None
     targets: tuple[str, ...] = ATTENTION
     steps: int = 500
     batch: int = 1

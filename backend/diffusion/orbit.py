@@ -312,17 +312,15 @@ def _is_level_circle(azimuths: np.ndarray, elevations: np.ndarray) -> bool:
 
 def _pipeline(network: type[Any], folder: Path, placement: Placement, context: Context) -> Any:
     """The library's container of the parts, which knows how to offload them and how to encode the picture."""
-    from diffusers import (
-        AutoencoderKL,
-        AutoencoderKLTemporalDecoder,
-        EulerDiscreteScheduler,
-        StableVideoDiffusionPipeline,
-    )
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
+    from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import StableVideoDiffusionPipeline
+    from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
     rest = resting(placement)
     timed = '"AutoencoderKLTemporalDecoder"' in (folder / "vae" / "config.json").read_text("utf-8")
-    autoencoder = AutoencoderKLTemporalDecoder if timed else AutoencoderKL
+    autoencoder: Any = AutoencoderKLTemporalDecoder if timed else AutoencoderKL
     pipe = StableVideoDiffusionPipeline(
         vae=load(autoencoder, folder, "vae", placement=rest, context=context),
         image_encoder=load(CLIPVisionModelWithProjection, folder, "image_encoder", placement=rest, context=context),

@@ -235,7 +235,8 @@ def autoencoder(shapes: Shapes, read: Read) -> tuple[torch.nn.Module, dict[str, 
     Raises:
         UserError: If the file has none.
     """
-    from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl_temporal_decoder import AutoencoderKLTemporalDecoder
 
     sources = {
         name[len(prefix) :]: name
@@ -405,7 +406,7 @@ def _save(
         UserError: If a tensor is missing, left over or of another shape.
         Cancelled: Between tensors.
     """
-    from diffusers import ModelMixin
+    from diffusers.models.modeling_utils import ModelMixin
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}

@@ -6,12 +6,15 @@ Importing this module imports diffusers; `orbit.py` does so only when a model is
 from __future__ import annotations
 
 import functools
+from typing import Any, cast
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
-from diffusers.loaders import PeftAdapterMixin
+from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.models.resnet import SpatioTemporalResBlock
-from diffusers.models.unets.unet_spatio_temporal_condition import UNetSpatioTemporalConditionOutput
+from diffusers.models.unets.unet_spatio_temporal_condition import (
+    UNetSpatioTemporalConditionModel,
+    UNetSpatioTemporalConditionOutput,
+)
 from torch import Tensor, nn
 
 PUBLISHED_NORM_EPS = 1e-5
@@ -22,7 +25,7 @@ class VideoUNet(UNetSpatioTemporalConditionModel, PeftAdapterMixin):
     """SVD's network, which takes LoRA adapters."""
 
     @functools.wraps(UNetSpatioTemporalConditionModel.__init__)  # diffusers reads the configuration's names from it
-    def __init__(self, **config: object) -> None:
+    def __init__(self, **config: Any) -> None:
         """Build it as diffusers does, with the published epsilon in every residual block."""
         super().__init__(**config)
         for block in self.modules():
@@ -42,7 +45,8 @@ class OrbitUNet(VideoUNet):
     @property
     def has_cameras(self) -> bool:
         """False for `sv3d_u`, whose orbit is fixed."""
-        return self.config.projection_class_embeddings_input_dim > self.config.addition_time_embed_dim
+        config = cast(Any, self.config)
+        return config.projection_class_embeddings_input_dim > config.addition_time_embed_dim
 
     def camera_embedding(self, cameras: Tensor) -> Tensor:
         """Input of the network's own embedding layers.
@@ -56,7 +60,7 @@ class OrbitUNet(VideoUNet):
         Raises:
             ValueError: If the network wants another number of values.
         """
-        unit = self.config.addition_time_embed_dim
+        unit = cast(Any, self.config).addition_time_embed_dim
         sizes = (unit, 2 * unit, 2 * unit) if self.has_cameras else (unit,)
         if cameras.shape[-1] != len(sizes):
             raise ValueError(f"cameras have {cameras.shape[-1]} numbers a frame, this network takes {len(sizes)}")
@@ -99,7 +103,7 @@ class OrbitUNet(VideoUNet):
             kept += more
         hidden = self.mid_block(hidden, **common, **context)
         for block in self.up_blocks:
-            count = len(block.resnets)
+            count = len(cast(nn.ModuleList, block.resnets))
             kept, skips = kept[:-count], kept[-count:]
             hidden = block(hidden, res_hidden_states_tuple=skips, **common, **(context if _crosses(block) else {}))
         hidden = self.conv_out(self.conv_act(self.conv_norm_out(hidden)))

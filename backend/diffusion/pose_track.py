@@ -65,9 +65,10 @@ def pose_track(
         raise UserError(f"a motion has poses [F, 55, 3] and F translations, not {list(poses.shape)}", BAD_REQUEST)
     from scipy.sparse import csr_matrix, vstack
 
-    rows = vstack([body.pose_keypoints[list(_POSE_ROWS)], body.face_landmarks[list(IBUG_68)], body.hand_keypoints])
-    used, columns = np.unique(csr_matrix(rows).indices, return_inverse=True)
-    tie = csr_matrix((rows.data, columns, rows.indptr), shape=(rows.shape[0], len(used)))
+    tied = [body.pose_keypoints[list(_POSE_ROWS)], body.face_landmarks[list(IBUG_68)], body.hand_keypoints]
+    rows = csr_matrix(vstack(tied))
+    used, columns = np.unique(rows.indices, return_inverse=True)
+    tie = csr_matrix((rows.data, columns, rows.indptr), shape=(sum(part.shape[0] for part in tied), len(used)))
     rest, weights = np.asarray(vertices_m, np.float64)[used], body.twist.skin_weights[used]
     shown: list[np.ndarray] = []
     joints: list[np.ndarray] = []

@@ -67,11 +67,12 @@ def embed_prompts(
 
 def _encoder(folder: Path, placement: Placement, context: Context, length: int) -> Any:
     """A function from text to embedding; the library's own pipeline cleans and pads the text."""
-    from diffusers import WanPipeline
-    from transformers import T5TokenizerFast, UMT5EncoderModel
+    from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+    from transformers import UMT5EncoderModel
+    from transformers.models.t5.tokenization_t5 import T5Tokenizer
 
     pipe: Any = WanPipeline(
-        tokenizer=plain(T5TokenizerFast, folder, "tokenizer"),
+        tokenizer=plain(T5Tokenizer, folder, "tokenizer"),
         text_encoder=load(UMT5EncoderModel, folder, "text_encoder", placement=placement, context=context),
         vae=None,  # pyright: ignore[reportArgumentType]
         scheduler=None,  # pyright: ignore[reportArgumentType]

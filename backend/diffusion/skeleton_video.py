@@ -177,7 +177,7 @@ def _draw_body(canvas: np.ndarray, points: np.ndarray, width: int, *, feet: bool
             angle = math.degrees(math.atan2(ay - by, ax - bx))
             half = int(math.hypot(ax - bx, ay - by) / 2)
             middle = (int((ax + bx) / 2), int((ay + by) / 2))
-            outline = cv2.ellipse2Poly(middle, (half, width), int(angle), 0, 360, 1)
+            outline = np.asarray(cv2.ellipse2Poly(middle, (half, width), int(angle), 0, 360, 1))
             cv2.fillConvexPoly(canvas, outline, [int(channel * _LIMB_SHADE) for channel in colour])
     for point, there, colour in zip(points[: 20 if feet else 18], seen, _COLOURS, strict=False):
         if there:

@@ -203,12 +203,10 @@ class WanAnimate(_Video):
 
     def _load(self, context: Context) -> Any:
         gate.quiet_imports()
-        from diffusers import (
-            AutoencoderKLWan,
-            UniPCMultistepScheduler,
-            WanAnimatePipeline,
-            WanAnimateTransformer3DModel,
-        )
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+        from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
+        from diffusers.pipelines.wan.pipeline_wan_animate import WanAnimatePipeline
+        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
         from transformers import CLIPImageProcessorPil, CLIPVisionModel
 
         folder, rest = self._folder, resting(self._placement)
@@ -358,7 +356,10 @@ class WanVACE(_Video):
 
     def _load(self, context: Context) -> Any:
         gate.quiet_imports()
-        from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanVACEPipeline, WanVACETransformer3DModel
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+        from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
+        from diffusers.pipelines.wan.pipeline_wan_vace import WanVACEPipeline
+        from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
         folder, rest = self._folder, resting(self._placement)
         return WanVACEPipeline(

@@ -180,7 +180,7 @@ def test_an_adapter_comes_back_from_the_disk_unchanged(kind: str, tmp_path: Path
 
 def test_a_scale_other_than_one_comes_back_too(tmp_path: Path) -> None:
     model, objective, examples, call = image_model()
-    settings = dataclasses.replace(SETTINGS, alpha=12.0)
+    settings = dataclasses.replace(SETTINGS, alpha=12)
     lora.add_adapter(model, "style", settings)
     lora.train(model, "style", objective, examples, settings, Context.quiet())
     lora.save_adapter(model, "style", tmp_path / "a.safetensors")
