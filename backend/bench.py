@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from backend.benches import all_benches
-from backend.benches.measuring import Options, Row
-from backend.errors import DONE, UserError
+from backend.benches.measuring import Bench, Options, Row, absent_row
+from backend.errors import DONE, MODEL_MISSING, UserError
 
 
 def bench(names: list[str], json_file: Path | None, repeats: int | None = None) -> int:
@@ -25,7 +25,7 @@ def bench(names: list[str], json_file: Path | None, repeats: int | None = None) 
         0.
 
     Raises:
-        UserError: If a name is unknown or repeats is not positive.
+        UserError: If a name is unknown, repeats is not positive, or a bench that was named needs what is not here.
     """
     benches = all_benches()
     unknown = [name for name in names if name not in benches]
@@ -36,7 +36,7 @@ def bench(names: list[str], json_file: Path | None, repeats: int | None = None) 
     rows: list[Row] = []
     for name in names or benches:
         with tempfile.TemporaryDirectory(prefix="effigy_bench_") as scratch:
-            for row in benches[name](Options(repeats, Path(scratch))):
+            for row in _measure(benches[name], name, Options(repeats, Path(scratch)), asked=bool(names)):
                 rows.append(row)
                 print(as_line(row))
                 sys.stdout.flush()
@@ -44,6 +44,16 @@ def bench(names: list[str], json_file: Path | None, repeats: int | None = None) 
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
     return DONE
+
+
+def _measure(run: Bench, name: str, options: Options, asked: bool) -> list[Row]:
+    """The rows of one bench; among all benches, one that cannot run here is a row that says so."""
+    try:
+        return run(options)
+    except UserError as error:
+        if asked or error.code != MODEL_MISSING:
+            raise
+        return [absent_row(name, "", "", error.message)]
 
 
 def as_line(row: Row) -> str:

@@ -11,7 +11,7 @@ import importlib
 
 from backend.benches.measuring import Bench
 
-AREAS = ("raster", "formats", "blender", "guidance")
+AREAS = ("raster", "formats", "blender", "guidance", "diffusion")
 
 
 def all_benches() -> dict[str, Bench]:

@@ -441,12 +441,15 @@ def _cast(module: nn.Module, dtype: torch.dtype) -> None:
 
 def _store(module: nn.Module, placement: Placement) -> None:
     if placement.storage == "fp8":
-        from diffusers.hooks.layerwise_casting import apply_layerwise_casting
+        from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN, apply_layerwise_casting
 
         if hasattr(module, "enable_layerwise_casting"):
             _pipeline(module).enable_layerwise_casting(storage_dtype=FP8, compute_dtype=placement.dtype)
         else:
-            apply_layerwise_casting(module, FP8, placement.dtype)
+            # transformers takes the dtype of the first weights, its embeddings, for that in which a model works.
+            apply_layerwise_casting(
+                module, FP8, placement.dtype, DEFAULT_SKIP_MODULES_PATTERN, skip_modules_classes=(nn.Embedding,)
+            )
     elif placement.storage == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
 

@@ -66,16 +66,17 @@ def rest_on_disk(
     path = place / "weights.safetensors"
     state, names = module.state_dict(), first_names(module)
     save_file({name: state[name].contiguous() for name in dict.fromkeys(names.values())}, path)
-    whole = {"model": [type(module).__name__], "group": sorted({type(block).__name__ for block in blocks(module)})}
+    common = {"execution_device": torch.device(device), "offload": True, "offload_buffers": False}
+    resting = Resting(path, names)
+    if together == "model":
+        # One hook, which pipelines ask for the device: in a chain of hooks they would not find it.
+        add_hook_to_module(
+            module, AlignDevicesHook(**common, weights_map=resting, place_submodules=True, io_same_device=True)
+        )
+        return
+    whole = sorted({type(block).__name__ for block in blocks(module)}) if together == "group" else None
     add_hook_to_module(module, AlignDevicesHook(io_same_device=True), append=True)
-    attach_align_device_hook(
-        module,
-        execution_device=torch.device(device),
-        offload=True,
-        offload_buffers=False,
-        weights_map=Resting(path, names),
-        preload_module_classes=whole.get(together),
-    )
+    attach_align_device_hook(module, **common, weights_map=resting, preload_module_classes=whole)
 
 
 def first_names(module: nn.Module) -> dict[str, str]:
