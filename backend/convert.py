@@ -24,6 +24,8 @@ QUANTISATION: Final[Mapping[str, str]] = {
     "compressed ply": "positions and scales to 11, 10 and 11 bits of the range of 256 neighbours, rotations to 10 "
     "bits a component, colours and opacity to 8 bits",
     "splat": "rotations, colours and opacity to 8 bits, no spherical harmonics",
+    "sog": "positions to 16 bits of their logarithm's range, rotations to 8 bits a component, scales and colours to "
+    "256 values that fit the cloud, opacity to 8 bits",
     "spz": "positions to 0.24 mm, scales to 6 percent, opacity and colours to 8 bits, rotations to 10 bits a "
     "component, spherical harmonics to 5 bits in degree 1 and 4 bits above",
 }

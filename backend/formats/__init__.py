@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 from backend.formats.sog import is_sog, read_sog
+from backend.formats.sog_write import write_sog
 from backend.formats.zstandard_codec import ZstandardCodec
 from blender_addon.shared.formats import SHARED_FORMATS, SplatFormat
 from blender_addon.shared.formats.spz import read_spz, write_spz
@@ -23,7 +24,8 @@ def _with_library(row: SplatFormat) -> SplatFormat:
 
 
 FORMATS: tuple[SplatFormat, ...] = (
-    SplatFormat("sog", (".sog", "meta.json"), "y_down", is_sog, read_sog, None),  # before glTF, which is JSON too
+    # Before glTF, which is JSON too.
+    SplatFormat("sog", (".sog", "meta.json"), "y_down", is_sog, read_sog, write_sog),
     *(_with_library(row) for row in SHARED_FORMATS),
 )
 """The table for `read_splats(path, formats=FORMATS)`."""

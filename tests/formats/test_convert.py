@@ -196,7 +196,6 @@ def test_the_input_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFi
     [
         (["nowhere.ply", "b.ply"], 2, "nowhere.ply cannot be read (No such file"),
         (["a.ply", "b.obj"], 2, "b.obj: has no known suffix"),
-        (["a.ply", "b.sog"], 2, "b.sog: sog is only read"),
         (["a.ply", "b.spz", "--axes", "z_up"], 2, "--axes is for .ply and .splat"),
         (["a.ply", "a.ply/b.ply"], 1, "cannot be written"),
         (["text.txt", "b.ply"], 2, "text.txt: is no splat file"),
