@@ -181,6 +181,7 @@ def _paint(mesh: bpy.types.Object, rig: bpy.types.Object, unlit: bool) -> bpy.ty
     material = bpy.data.materials.new(f"{rig.name} skin")
     if material.node_tree is None:
         material.use_nodes = True
+    assert material.node_tree is not None
     nodes, links = material.node_tree.nodes, material.node_tree.links
     nodes.clear()
     output = nodes.new("ShaderNodeOutputMaterial")
