@@ -250,7 +250,8 @@ def _torch() -> Finding:
     if a.grad is None or a.grad.tolist() != [[6.0, 10.0, 14.0], [6.0, 10.0, 14.0]]:
         return Finding("torch calculates", "wrongly", "missing", REPAIR)
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
-    return Finding("torch calculates", f"a build {build}, {torch.get_num_threads()} threads")
+    count = torch.get_num_threads()
+    return Finding("torch calculates", f"a build {build}, {count} thread{'s' if count != 1 else ''}")
 
 
 def _rasteriser() -> Finding:

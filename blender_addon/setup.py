@@ -56,7 +56,7 @@ class Setup:
     problems: dict[str, str] = field(default_factory=dict)
     _tasks: dict[str, Task] = field(default_factory=dict)
     _choice: Future[accelerator.Choice] | None = None
-    _environment: tuple[str, Environment | None] = ("", None)
+    _environment: tuple[tuple[str, str], Environment | None, str] = (("", ""), None, "")
     _told: bool = True
     _timer: Any = None
 
@@ -91,10 +91,26 @@ class Setup:
 
     def environment(self, context: bpy.types.Context) -> Environment | None:
         """The installed environment, as it was when the set-up was opened or an installation ended."""
-        root = settings.environments_root(context)
-        if self._environment[0] != str(root):
-            self._environment = (str(root), environments.best(root))
+        self._look(context)
         return self._environment[1]
+
+    def other_python(self, context: bpy.types.Context) -> str:
+        """The Python that is used in place of an installed environment; empty if there is none."""
+        self._look(context)
+        return self._environment[2]
+
+    def _look(self, context: bpy.types.Context) -> None:
+        """Look at the disk when the preferences have changed; not at every drawing."""
+        root, given = settings.environments_root(context), settings.chosen_path(context, "backend_python")
+        key = (str(root), str(given or ""))
+        if self._environment[0] != key:
+            best = environments.best(root)
+            try:
+                python = settings.backend_python(context)
+            except NoBackendError:
+                python = None
+            other = python is not None and (best is None or python != best.interpreter)
+            self._environment = (key, best, str(python) if other else "")
 
     def choice(self, wish: str) -> accelerator.Choice | None:
         """The accelerator for a wish; None while the driver is asked, in the background."""
@@ -197,7 +213,7 @@ class Setup:
         from . import session
 
         self._told = True
-        self._environment = ("", None)
+        self._environment = (("", ""), None, "")
         session.current().forget_backend()
         assert self.installation is not None
         if self.installation.progress.state == "ready" and not self._tasks:

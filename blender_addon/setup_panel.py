@@ -48,11 +48,14 @@ def _draw_backend(box: bpy.types.UILayout, context: bpy.types.Context, own: Any,
     """State of the installation and its buttons."""
     choice = now.choice(own.accelerator)
     there = now.environment(context)
-    text, icon = _state(there, choice, now)
+    other = now.other_python(context)
+    text, icon = _state(there, choice, now, other)
     box.label(text=text, icon=icon)
     if now.is_installing:
         _draw_progress(box, context, now)
         return
+    if other:
+        text_lines(box, context, f"Jobs use another Python: {other}", "INFO")
     progress = now.progress
     if progress is not None and progress.state in ("failed", "cancelled"):
         text_lines(box, context, progress.text, "ERROR" if progress.state == "failed" else "INFO")
@@ -86,12 +89,15 @@ def _draw_backend(box: bpy.types.UILayout, context: bpy.types.Context, own: Any,
         buttons.operator("effigy.install_log", icon="TEXT")
 
 
-def _state(there: environments.Environment | None, choice: Choice | None, now: setup.Setup) -> tuple[str, str]:
+def _state(
+    there: environments.Environment | None, choice: Choice | None, now: setup.Setup, other: str
+) -> tuple[str, str]:
     """One line about the backend, and its icon."""
     if now.is_installing:
         return "Installing the backend; Blender can be used meanwhile", "SORTTIME"
     if there is None:
-        return "The backend is not installed; it makes the avatars", "ERROR"
+        icon = "INFO" if other else "ERROR"
+        return "The backend, which makes the avatars, is not installed", icon
     title = f"{_TITLES.get(there.accelerator, there.accelerator)}, Python {there.python}"
     if choice is not None and not _is_wanted(there, choice):
         return f"An older or another backend is installed ({title}); it is used until the new one works", "INFO"
