@@ -87,7 +87,7 @@ def build_studio() -> None:
         add_looking(name, light, place, (0.0, 0.0, 1.0))
     camera = bpy.data.cameras.new("Portrait")
     camera.lens = 70.0
-    bpy.context.scene.camera = add_looking("Portrait", camera, (1.15, -5.1, 1.25), (0.0, 0.0, 0.93))
+    bpy.context.scene.camera = add_looking("Portrait", camera, (1.0, -4.9, 1.2), (0.0, 0.0, 0.95))
     world = bpy.context.scene.world
     next(n for n in node_tree(world).nodes if n.bl_idname == "ShaderNodeBackground").inputs[1].default_value = 6.0
 
@@ -108,15 +108,16 @@ def add_looking(name: str, data: Any, place: tuple[float, ...], target: tuple[fl
 
 def look(rotation: tuple[float, float, float], height_m: float, distance_m: float) -> None:
     space = area().spaces[0]
-    space.region_3d.view_location, space.region_3d.view_distance = (0.0, 0.0, height_m), distance_m
+    space.region_3d.view_location, space.region_3d.view_distance = (0.25, 0.0, height_m), distance_m
     space.region_3d.view_rotation = Euler([math.radians(angle) for angle in rotation]).to_quaternion()
     space.lens = 60.0
 
 
 def play() -> Iterator[Callable[[], object]]:
     area().spaces[0].show_region_ui = True
+    bpy.context.preferences.system.use_region_overlap = False
     build_studio()
-    look((84.0, 0.0, 14.0), 0.95, 4.6)
+    look((84.0, 0.0, 14.0), 0.95, 4.0)
     space = area().spaces[0]
     space.overlay.show_floor = space.overlay.show_axis_x = space.overlay.show_axis_y = space.overlay.show_extras = False
     space.overlay.show_cursor = space.overlay.show_relationship_lines = False
@@ -159,19 +160,19 @@ def make_avatar() -> Iterator[Callable[[], object]]:
 
 
 def pose() -> Iterator[Callable[[], object]]:
-    """A motion file, a frame of it in the view, another one by F12."""
+    """A motion file: a frame of it in the view, another one by F12."""
     call("effigy.import_motion", filepath=str(MOTIONS / "fair1_dab.bvh"))
     bpy.context.scene.frame_set(60)
     yield after(6.0)
     shoot("posed")
-    rig = bpy.context.view_layer.objects.active
-    call("effigy.import_motion", filepath=str(MOTIONS / "cmu1_jumping_jacks.bvh"))
-    scene = bpy.context.scene
-    scene.frame_set(int(os.environ.get("EFFIGY_PICTURE_FRAME", "34")))
+    rig, scene = bpy.context.view_layer.objects.active, bpy.context.scene
+    scene.frame_set(120)
+    place = rig.matrix_world @ rig.pose.bones["pelvis"].head
+    scene.camera.location += Vector((place.x, place.y, 0.1))
     add_shadow(next(ob for ob in rig.children if ob.type == "MESH"))
     scene.render.engine = "CYCLES"
-    scene.cycles.samples, scene.cycles.use_denoising = 48, True
-    scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = 600, 720, 100
+    scene.cycles.samples, scene.cycles.use_denoising = 40, True
+    scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = 520, 640, 100
     scene.view_settings.view_transform = "Standard"
     scene.render.filepath = str(OUT / "f12.png")
     call("effigy.setup_compositing")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -44,13 +43,13 @@ def main() -> int:
             return 1
         desktop.install()
         variables = {"EFFIGY_PICTURE_BUNDLE": "/bundle" if options.bundle else ""}
-        variables |= {name: value for name, value in os.environ.items() if name.startswith("EFFIGY_PICTURE_FRAME")}
         script = _PLAY.replace("{width}", "1600").replace("{height}", "1150")
         desktop.play(script, variables, timeout_s=1750)
         options.out.mkdir(parents=True, exist_ok=True)
         if not options.bundle:
             save(panels(shots), options.out / "blender_panel.png", 128)
-        save(cut(shots, "posed", "AREA"), options.out / "blender_view.png", 256)
+        view = cut(shots, "posed", "AREA")
+        save(view.crop((view.width - 1090, 0, view.width, 900)), options.out / "blender_view.png", 256)
         save(Image.open(shots / "f12.png").convert("RGB"), options.out / "blender_render.png", 256)
     return 0
 
@@ -75,9 +74,8 @@ def panels(shots: Path) -> Image.Image:
 
 def save(picture: Image.Image, path: Path, colours: int) -> None:
     """As a small PNG with a palette."""
-    picture.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
-        path, optimize=True
-    )
+    palette = picture.quantize(colours, method=Image.Quantize.MEDIANCUT, kmeans=3)
+    picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
     print(f"{path}: {picture.width} x {picture.height}, {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -1,0 +1,168 @@
+"""Questions that test_panel.py asks, answered inside Blender: `python inside_panel.py QUESTION FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+import bpy
+import numpy as np
+
+import blender_addon
+from blender_addon.shared import methods
+from blender_addon.shared.methods import parameter
+from tests.blender.synthetic import write_synthetic_bundle
+
+
+@dataclass(frozen=True)
+class EchoRequest:
+    """Says it back. And more."""
+
+    preset: Literal["fast", "balanced", "best"] = parameter("fast", "Preset", "How long it takes.")
+    loud: bool = parameter(True, "Loud", "So that everybody hears it.")
+    times: int = parameter(3, "Times", "How often it comes back.", minimum=1, maximum=9)
+    depth_m: float = parameter(1.5, "Depth", "Of the valley.", unit="m", minimum=0.0, maximum=4.0)
+    loss: float = parameter(0.05, "Loss", "Per echo.", unit="dB", minimum=0.0, maximum=0.1)
+    words: str = parameter("hello", "Words", "What is said.")
+
+    def __post_init__(self) -> None:
+        methods._check(self)  # type: ignore[arg-type]
+
+
+def parameters(folder: Path) -> dict[str, Any]:
+    """A method that was added to the table and nowhere else."""
+    methods.REQUESTS["echo"] = EchoRequest  # type: ignore[index]
+    blender_addon.register()
+    from blender_addon import properties
+
+    settings = bpy.context.scene.effigy
+    choices = settings.bl_rna.properties["method"].enum_items
+    known = type(settings.echo).bl_rna.properties
+    shown = {}
+    for name in ("preset", "loud", "times", "depth_m", "loss", "words"):
+        item = known[name]
+        limits = [item.hard_min, item.hard_max] if item.type in ("INT", "FLOAT") else []
+        options = [choice.identifier for choice in item.enum_items] if item.type == "ENUM" else []
+        shown[name] = [item.name, item.description, item.type, item.unit, [round(x, 6) for x in limits], options]
+    settings.method = "echo"
+    answer: dict[str, Any] = {
+        "methods": [[choice.identifier, choice.name, choice.description] for choice in choices],
+        "shown": shown,
+        "default": properties.chosen_request(settings) == EchoRequest(),
+    }
+    settings.echo.loss, settings.echo.depth_m = 0.1, 2.7
+    changed = properties.chosen_request(settings)
+    answer["exact"] = [changed.loss, changed.depth_m]
+    settings.echo.loss, settings.method = 0.01, "body"
+    properties.show_request(settings, "echo", changed)
+    answer["shown_again"] = [settings.method, properties.chosen_request(settings) == changed]
+    blender_addon.unregister()
+    return answer
+
+
+def memory(folder: Path) -> dict[str, Any]:
+    """What an avatar remembers, and where its files are when they have moved."""
+    blender_addon.register()
+    from blender_addon.operators.generate import BUNDLE_PROPERTY, remembered_request
+
+    place = write_synthetic_bundle(folder / "someone", 300)
+    request = {"preset": "best", "height_m": 1.7, "person": 1}
+    made = {"method": "body", "request": request, "generators": ["photo only"], "warnings": ["dark"]}
+    (place / "result.json").write_text(json.dumps(made))
+    picture = bpy.data.images.new("photo", 8, 8)
+    picture.save(filepath=str(place / "input.png"))
+    results = [bpy.ops.effigy.import_avatar(directory=str(place))]
+    rig = bpy.context.view_layer.objects.active
+    answer: dict[str, Any] = {"made_by": rig["effigy_made_by"], "warnings": rig["effigy_warnings"]}
+    results.append(bpy.ops.effigy.use_settings())
+    settings = bpy.context.scene.effigy
+    answer["panel"] = [
+        settings.image.name,
+        settings.body.preset,
+        round(settings.body.height_m, 5),
+        settings.body.person,
+    ]
+    moved = folder / "moved"
+    shutil.move(place, moved)
+    refused = []
+    for wrong in (place, folder):
+        try:
+            bpy.ops.effigy.relink(directory=str(wrong))
+        except RuntimeError as error:
+            refused.append(str(error).strip())
+    answer["refused"], answer["kept"] = refused, rig[BUNDLE_PROPERTY] == str(place)
+    results.append(bpy.ops.effigy.relink(directory=str(moved)))
+    answer["linked"] = [rig[BUNDLE_PROPERTY] == str(moved), remembered_request(rig)[2] == moved / "input.png"]
+    results.append(bpy.ops.effigy.import_avatar(directory=str(moved)))
+    second = bpy.context.view_layer.objects.active
+    cameras = [ob.location.x for ob in bpy.data.objects if ob.type == "CAMERA" and "photo" in ob.name]
+    answer["apart_m"] = [second.location.x - rig.location.x, max(cameras) - min(cameras)]
+    blender_addon.unregister()
+    return answer | {"finished": [result == {"FINISHED"} for result in results]}
+
+
+class _Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+def bad_motion(folder: Path) -> dict[str, Any]:
+    """Motion files that are none, through the operator."""
+    blender_addon.register()
+    canary = folder / "canary"
+    with zipfile.ZipFile(folder / "pickled.npz", "w") as archive:
+        header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
+        archive.writestr("poses.npy", b"\x93NUMPY\x01\x00v\x00" + header + pickle.dumps(_Canary(canary)))
+    np.savez(folder / "empty.npz", poses=np.zeros((0, 165)), trans=np.zeros((0, 3)), mocap_framerate=30)
+    np.savez(folder / "missing.npz", trans=np.zeros((5, 3)), mocap_framerate=30)
+    (folder / "text.npz").write_text("no archive")
+    (folder / "none.bvh").write_text("HIERARCHY\nROOT")
+    bpy.ops.effigy.import_avatar(directory=str(write_synthetic_bundle(folder / "someone", 200)))
+    rig = bpy.context.view_layer.objects.active
+    action = rig.animation_data.action.name
+    said = {}
+    for name in ("pickled.npz", "empty.npz", "missing.npz", "text.npz", "none.bvh", "absent.bvh"):
+        try:
+            bpy.ops.effigy.import_motion(filepath=str(folder / name))
+            said[name] = ""
+        except RuntimeError as error:
+            said[name] = str(error).strip()
+    blender_addon.unregister()
+    return {"said": said, "canary": canary.exists(), "same": rig.animation_data.action.name == action}
+
+
+def lines(folder: Path) -> dict[str, Any]:
+    """A long text and a path in a narrow sidebar."""
+    import blf
+
+    from blender_addon.layouts import wrap
+
+    text = "Nobody can be seen in the photo; choose " + "/a/long/path" * 20 + " or another one"
+    blf.size(0, 11)
+    found = wrap(text, 180.0)
+    widths = [blf.dimensions(0, line)[0] for line in found]
+    kept = "".join(found).replace(" ", "") == text.replace(" ", "")
+    return {"widest": max(widths), "lines": len(found), "kept": kept, "empty": wrap("", 180.0)}
+
+
+def main() -> int:
+    question: Callable[[Path], dict[str, Any]] = globals()[sys.argv[1]]
+    bpy.ops.wm.read_homefile(use_factory_startup=True)
+    print("ANSWER " + json.dumps(question(Path(sys.argv[2]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
