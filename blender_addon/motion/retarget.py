@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
@@ -38,6 +39,9 @@ _CHILD = {"pelvis": "spine1", "spine3": "neck", "left_wrist": "left_middle1", "r
 """Which child gives a joint's direction where it has several."""
 
 
+Up = Literal["auto", "y", "z"]
+
+
 @dataclass(frozen=True)
 class RetargetSettings:
     """How a motion is taken over.
@@ -48,6 +52,8 @@ class RetargetSettings:
         in_place: Keep the pelvis above its place; it still rises and falls.
         keep_contacts: Hold standing feet in place.
         face_front: Turn the motion so that it begins facing the front.
+        up: Axis of an .npz file that points up; "auto" tells it from how the body mostly stands. A BVH file's own rest
+            pose says it.
     """
 
     fps: float = 24.0
@@ -55,6 +61,7 @@ class RetargetSettings:
     in_place: bool = False
     keep_contacts: bool = True
     face_front: bool = True
+    up: Up = "auto"
 
 
 def retarget_bvh(name: str, bvh: Bvh, joints_m: np.ndarray, settings: RetargetSettings | None = None) -> Motion:

@@ -16,7 +16,7 @@ from ..shared.limits import MAX_ARCHIVE_BYTES
 from ..shared.skeleton import JOINT_NAMES, axis_angle_to_matrices
 from .bvh import MotionError
 from .poses import Motion, posed_joints
-from .retarget import RetargetSettings, finish, leg_length, resample
+from .retarget import RetargetSettings, Up, finish, leg_length, resample
 
 _RATES = ("mocap_frame_rate", "mocap_framerate", "fps")
 """The three spellings in use."""
@@ -104,7 +104,7 @@ def retarget_smplx(
     settings = settings or RetargetSettings()
     times = resample(len(source.pose), 1.0 / source.rate, settings, first=0)
     local, trans = times.turns(axis_angle_to_matrices(source.pose)), times.values(source.trans)
-    upright = _upright(local[:, 0])
+    upright = _upright(local[:, 0], settings.up)
     local[:, 0], trans = upright @ local[:, 0], trans @ upright.T
 
     joints = np.asarray(joints_m, np.float64)
@@ -213,9 +213,9 @@ def relaxed_hands() -> np.ndarray:
     return hands.reshape(30, 3)
 
 
-def _upright(roots: np.ndarray) -> np.ndarray:
+def _upright(roots: np.ndarray, said: Up) -> np.ndarray:
     """Rotation [3, 3] from the file's axes to Y up: a body that mostly stands tells which axis is up."""
     up = (roots @ np.array([0.0, 1.0, 0.0])).mean(axis=0)
-    if abs(up[2]) > abs(up[1]):
+    if said == "z" or (said == "auto" and abs(up[2]) > abs(up[1])):
         return np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
     return np.eye(3)

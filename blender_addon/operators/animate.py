@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import bpy
@@ -87,6 +88,16 @@ class EFFIGY_OT_import_motion(_RetargetOptions, bpy.types.Operator):
         ],
     )
 
+    up: bpy.props.EnumProperty(  # pyright: ignore[reportInvalidTypeForm]
+        name="Up",
+        description="Axis of an .npz file that points up; other files say it themselves",
+        items=[
+            ("auto", "Automatic", "What points up while the body stands, as it mostly does"),
+            ("y", "Y", "As most tools around SMPL-X write it"),
+            ("z", "Z", "As AMASS writes it"),
+        ],
+    )
+
     def invoke(self, context: bpy.types.Context, event: bpy.types.Event) -> set[str]:
         """Ask for the file; one that was dropped is there already."""
         if self.filepath:
@@ -99,7 +110,7 @@ class EFFIGY_OT_import_motion(_RetargetOptions, bpy.types.Operator):
         path = Path(bpy.path.abspath(self.filepath))
         rig = avatar_rig(context)
         assert rig is not None
-        settings = self.settings(context.scene)
+        settings = replace(self.settings(context.scene), up=self.up)
         try:
             source = load_motion(path, self.hands)
             motion = fit_motion(path.stem, source, rest_joints(rig), settings)

@@ -257,6 +257,21 @@ def test_hands_count_from_the_mean_hand_where_the_file_or_the_user_says_so(tmp_p
     np.testing.assert_array_equal(read_smplx_npz(tmp_path / "mean.npz", "flat").pose, flat.pose)
 
 
+def test_a_body_on_the_floor_stands_where_the_user_says_what_is_up(tmp_path: Path, joints: np.ndarray) -> None:
+    """Lying on the back in a Y-up file looks like standing in a Z-up one: only the user can know."""
+    pose = np.zeros((5, 165))
+    pose[:, 0] = -np.pi / 2
+    np.savez(tmp_path / "m.npz", poses=pose, trans=np.zeros((5, 3)), fps=30)
+    source = read_smplx_npz(tmp_path / "m.npz")
+    head_above = {}
+    for up in ("auto", "y", "z"):
+        settings = RetargetSettings(30.0, keep_contacts=False, face_front=False, up=up)
+        local = axis_angle_to_matrices(retarget_smplx("m", source, joints, settings).pose[0])
+        posed = posed_joints(joints, local)
+        head_above[up] = posed[JOINT_NAMES.index("head"), 1] - posed[0, 1]
+    assert abs(head_above["y"]) < 0.1 and abs(head_above["z"]) > 0.5 and head_above["auto"] == head_above["z"]
+
+
 def test_slow_motion_has_poses_between_those_of_the_file(joints: np.ndarray) -> None:
     """Half the speed at the same frame rate: every second frame is the file's, those between lie half way."""
     rotations, path = walking()
