@@ -7,7 +7,7 @@ at the far side (a triangle over the frames), a nearly clean input picture, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,9 +145,8 @@ class SV3D:
         embedding = pipe._encode_image(shown, device, 1, False).to(dtype)
         pixels = pipe.video_processor.preprocess(shown, height=s.size_px, width=s.size_px)
         noisy = pixels + s.noise * torch.randn(pixels.shape, generator=random)
-        with _upcast(pipe):
-            behind = pipe._encode_vae_image(noisy, device, 1, False).to(dtype)
-            clean = pipe._encode_vae_image(pixels, device, 1, False).float()
+        behind = pipe._encode_vae_image(noisy, device, 1, False).to(dtype)
+        clean = pipe._encode_vae_image(pixels, device, 1, False).float()
         context.raise_if_cancelled()
         behind = behind[:, None].repeat(1, count, 1, 1, 1)
         seen = views if self.any_orbit else views[:, :1]
@@ -166,7 +165,7 @@ class SV3D:
             latents = pipe.scheduler.step(without + scale * (given - without), step, latents).prev_sample
             watch(pipe, 0, step, {})
         context.raise_if_cancelled()
-        frames = self._decode(latents, context)
+        frames = _decode(pipe, latents, s.decoded_at_a_time, context)
         pipe.maybe_free_model_hooks()
         ready = (latents[0].float() / pipe.vae.config.scaling_factor).cpu()
         ready[-1] = clean[0].cpu()
@@ -175,17 +174,6 @@ class SV3D:
     def _predict(self, latents: Tensor, behind: Tensor, step: Tensor, embedding: Tensor, views: Tensor) -> Tensor:
         sample = torch.cat([latents, behind], dim=2)
         return self._pipe.unet(sample, step, encoder_hidden_states=embedding, added_time_ids=views).sample.float()
-
-    def _decode(self, latents: Tensor, context: Context) -> np.ndarray:
-        pipe, count = self._pipe, latents.shape[1]
-        parts = []
-        with _upcast(pipe):
-            for first in range(0, count, self.settings.decoded_at_a_time):
-                context.raise_if_cancelled()
-                some = latents[:, first : first + self.settings.decoded_at_a_time].to(pipe.vae.dtype)
-                decoded = pipe.decode_latents(some, some.shape[1], some.shape[1])
-                parts.append(as_uint8(decoded[0].permute(1, 2, 3, 0) / 2 + 0.5))
-        return np.concatenate(parts)
 
 
 class SVD:
@@ -245,15 +233,15 @@ class SVD:
                 num_frames=frames,
                 num_inference_steps=steps,
                 motion_bucket_id=motion,
-                decode_chunk_size=decoded_at_a_time,
                 generator=noise_source(context.seed),
-                output_type="np",
+                output_type="latent",
                 # This pipeline knows no other way to stop than an exception in its callback.
                 callback_on_step_end=StepWatch(context, "video", steps),
-            ).frames[0]
+            ).frames
+            with torch.no_grad():
+                return _decode(self.pipe, made, decoded_at_a_time, context)
         finally:
             self.pipe.maybe_free_model_hooks()
-        return as_uint8(made)
 
 
 def orbit_angles(azimuths_deg: Sequence[float], elevations_deg: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -321,27 +309,26 @@ def _pipeline(network: type[Any], folder: Path, placement: Placement, context: C
     rest = resting(placement)
     timed = '"AutoencoderKLTemporalDecoder"' in (folder / "vae" / "config.json").read_text("utf-8")
     autoencoder: Any = AutoencoderKLTemporalDecoder if timed else AutoencoderKL
-    pipe = StableVideoDiffusionPipeline(
-        vae=load(autoencoder, folder, "vae", placement=rest, context=context),
+    pipe: Any = StableVideoDiffusionPipeline(
+        vae=None,  # pyright: ignore[reportArgumentType]
         image_encoder=load(CLIPVisionModelWithProjection, folder, "image_encoder", placement=rest, context=context),
         unet=load(network, folder, "unet", placement=rest, context=context),
         scheduler=plain(EulerDiscreteScheduler, folder, "scheduler"),
         feature_extractor=plain(CLIPImageProcessorPil, folder, "feature_extractor"),
     )
-    return placed(pipe, placement)
+    placed(pipe, placement)
+    # This autoencoder overflows in half precision: it works in float32 by itself, and is small enough for that.
+    exact = replace(placement, dtype=torch.float32)
+    pipe.vae = load(autoencoder, folder, "vae", placement=exact, context=context)
+    return pipe
 
 
-class _upcast:
-    """The autoencoder in float32 inside, where half precision overflows in it."""
-
-    def __init__(self, pipe: Any) -> None:
-        self._vae = pipe.vae
-        self._needed = pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast
-
-    def __enter__(self) -> None:
-        if self._needed:
-            self._vae.to(dtype=torch.float32)
-
-    def __exit__(self, *_: object) -> None:
-        if self._needed:
-            self._vae.to(dtype=torch.float16)
+def _decode(pipe: Any, latents: Tensor, at_a_time: int, context: Context) -> np.ndarray:
+    """Frames uint8 [F, H, W, 3] of latents [1, F, C, h, w]."""
+    parts = []
+    for first in range(0, latents.shape[1], at_a_time):
+        context.raise_if_cancelled()
+        some = latents[:, first : first + at_a_time].to(pipe.vae.dtype)
+        decoded = pipe.decode_latents(some, some.shape[1], some.shape[1])
+        parts.append(as_uint8(decoded[0].permute(1, 2, 3, 0) / 2 + 0.5))
+    return np.concatenate(parts)

@@ -261,3 +261,5 @@ def test_svd_moves_a_picture(tmp_path: Path, image: np.ndarray) -> None:
     assert stop.calls == 2
     with pytest.raises(UserError, match="multiples of 64"):
         model.animate(image[:60], Context.quiet())
+    lean = orbit.SVD(tmp_path / "svd", SOURCE, Placement(offload="group", tiling=True), Context.quiet())
+    assert np.array_equal(first, lean.animate(image, Context.quiet(), frames=3, steps=2))
