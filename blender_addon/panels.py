@@ -212,10 +212,11 @@ class EFFIGY_PT_motion(_AvatarPanel, bpy.types.Panel):
     bl_parent_id = "EFFIGY_PT_main"
 
     def draw(self, context: bpy.types.Context) -> None:
-        """Import, copy, export."""
+        """Import, copy, bake, export."""
         column = self.layout.column(align=True)
         column.operator("effigy.import_motion", icon="IMPORT")
         column.operator("effigy.copy_motion", icon="ARMATURE_DATA")
+        column.operator("effigy.bake_motion", icon="KEY_HLT")
         column.operator("effigy.export_bvh", icon="EXPORT")
 
 
@@ -235,7 +236,7 @@ class EFFIGY_PT_edit(_Sidebar, bpy.types.Panel):
     def draw(self, context: bpy.types.Context) -> None:
         """One button per operator."""
         column = self.layout.column(align=True)
-        for name in ("crop", "clean", "decimate", "colour", "merge", "apply_transform"):
+        for name in ("clean", "decimate", "colour", "merge", "apply_transform"):
             column.operator(f"effigy.{name}")
 
 
