@@ -16,7 +16,7 @@ BAD_REQUEST: Final = 2
 MODEL_MISSING: Final = 3
 
 
-INSTALL: Final = "run scripts/demo.py once, or pip install effigy[cpu]"
+INSTALL: Final = "press Repair in the add-on's preferences (from a checkout: run scripts/demo.py once)"
 """Next step where a package of the backend is missing."""
 
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

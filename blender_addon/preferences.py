@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import bpy
 
 from . import ADDON_ID, setup_panel
@@ -23,6 +25,16 @@ def _changed(self: bpy.types.AddonPreferences, context: bpy.types.Context) -> No
     from . import session  # which imports this module
 
     session.current().forget_backend()
+
+
+def _body_changed(self: bpy.types.AddonPreferences, context: bpy.types.Context) -> None:
+    """A file of the user's own is looked at by doctor, in the background."""
+    from . import setup
+    from .link.backend_python import NoBackendError
+
+    _changed(self, context)
+    with contextlib.suppress(NoBackendError):
+        setup.current().ask_doctor(context)
 
 
 class EFFIGY_AP_preferences(bpy.types.AddonPreferences):
@@ -54,7 +66,7 @@ class EFFIGY_AP_preferences(bpy.types.AddonPreferences):
     )  # fmt: skip
     smplx_file: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
         name="SMPL-X File", description="Your own SMPLX_NEUTRAL.npz, in place of the body that comes with Effigy; "
-        "its licence is between you and its makers", subtype="FILE_PATH", update=_changed,
+        "its licence is between you and its makers", subtype="FILE_PATH", update=_body_changed,
     )  # fmt: skip
     backend_python: bpy.props.StringProperty(  # pyright: ignore[reportInvalidTypeForm]
         name="Other Python", description="A Python of yours that has the backend's libraries, in place of the "

@@ -12,7 +12,7 @@ from . import backend_settings as settings
 from .link import accelerator, environments
 from .link.backend_python import NoBackendError, backend_command
 from .link.environments import Environment
-from .link.install import Installation, Mode, Order, Progress
+from .link.install import Installation, Mode, Order, Progress, tidy
 from .link.task import Task
 
 TICK_S = 0.1
@@ -216,7 +216,9 @@ class Setup:
         self._environment = (("", ""), None, "")
         session.current().forget_backend()
         assert self.installation is not None
-        if self.installation.progress.state == "ready" and not self._tasks:
+        if self.installation.progress.state == "ready":
+            order = self.installation.order
+            self._pool.submit(tidy, order.root, order.folder)  # our own backend held the old environment until now
             self._after(self.ask_doctor)
 
     def _look_at(self, name: str) -> None:

@@ -134,7 +134,8 @@ def _draw_work(layout: bpy.types.UILayout, context: bpy.types.Context, own: Any,
         elif row is not None:
             text_lines(layout, context, str(row.get("value", "")), _ICONS.get(str(row.get("state")), "DOT"))
         else:
-            text_lines(layout, context, "Press Check the Backend below to have it checked", "INFO")
+            text = "It is being checked" if now.is_busy(setup.DOCTOR) else "It is checked when the backend is installed"
+            text_lines(layout, context, text, "INFO")
 
 
 def _draw_folders(layout: bpy.types.UILayout, context: bpy.types.Context, own: Any, now: setup.Setup) -> None:

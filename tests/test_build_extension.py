@@ -26,6 +26,7 @@ def test_the_manifest_lies_at_the_root_and_nowhere_else(staged: Path) -> None:
     manifest = tomllib.loads((staged / "blender_manifest.toml").read_text("utf-8"))
     assert manifest["id"] == "effigy" and manifest["type"] == "add-on"
     assert not list(staged.rglob("__pycache__")), "compiled files of this machine"
+    assert {path.name for path in staged.rglob("requirements/*.txt")} == {"cpu.txt", "cuda.txt", "mac.txt"}
     assert (staged / "LICENSE").is_file() and (staged / "NOTICE").is_file()
 
 

@@ -424,6 +424,17 @@ class Installation:
                 environments.remove(root / name)
 
 
+def tidy(root: Path, keep: Path) -> None:
+    """Remove older environments that nobody uses any more; nothing where somebody installs at this moment."""
+
+    def give_up(pid: int) -> None:
+        raise InstallCancelled
+
+    with contextlib.suppress(InstallCancelled, OSError):
+        with held(root / "install.lock", give_up):
+            environments.sweep(root, keep)
+
+
 def _end(group: ProcessGroup) -> int:
     """Exit code of a child whose output has ended; one that goes on all the same is ended."""
     deadline = time.monotonic() + 10

@@ -171,6 +171,22 @@ def test_an_environment_in_use_is_not_taken_away(index: TinyIndex, root: Path) -
     assert not [path for path in root.iterdir() if path.is_dir()]
 
 
+def test_what_was_in_use_goes_later_but_never_while_somebody_installs(index: TinyIndex, root: Path) -> None:
+    new = index.order(root, "2.0")
+    assert finish(index.order(root)).state == finish(new).state == "ready"
+    older = root / "backend-0.0.1-cpu-00000000"
+    older.mkdir()
+    index.hang("venv")
+    third = Installation(index.order(root, "2.0", mode="repair", accelerator="mac"))
+    until((index.folder / "hanging").exists)
+    install.tidy(root, new.folder)
+    assert older.exists()
+    third.cancel()
+    wait(third, 5)
+    install.tidy(root, new.folder)
+    assert not older.exists() and new.folder.exists()
+
+
 def test_two_installers_at_once_make_it_once(index: TinyIndex, root: Path) -> None:
     """Row 12."""
     index.hang("packages:effigy_tiny_one")

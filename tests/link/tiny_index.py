@@ -124,7 +124,8 @@ class TinyIndex:
             "caller": self.variables(), "release": UvRelease("0", "http://127.0.0.1:9", {}),
             "pythons": ("{}.{}".format(*sys.version_info[:2]),),
         }  # fmt: skip
-        return Order(root, "cpu", **(settings | changes))  # type: ignore[arg-type]
+        settings |= {"accelerator": "cpu"}
+        return Order(root, **(settings | changes))  # type: ignore[arg-type]
 
     def hang(self, step: str) -> None:
         (self.folder / "hang").write_text(step)
