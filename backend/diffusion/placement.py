@@ -11,7 +11,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -268,7 +270,7 @@ def place(thing: T, placement: Placement) -> T:
         _pipeline(thing).enable_model_cpu_offload(device=placement.device)
     else:
         for part in parts.values():
-            _place_module(part, _kept(part, placement))
+            _place_module(part, placement)
     if placement.tiling:
         for part in parts.values():
             tile(part)
@@ -302,7 +304,8 @@ def tile(part: nn.Module) -> None:
     for name in ("enable_tiling", "enable_slicing"):
         enable: Callable[[], None] | None = getattr(part, name, None)
         if enable is not None:
-            enable()
+            with contextlib.suppress(NotImplementedError):  # the library's decoder of SVD has the name only
+                enable()
 
 
 def resident_bytes(module: nn.Module, device: str | None = None) -> int:
@@ -406,13 +409,26 @@ def _pipeline(thing: object) -> Any:
     return thing  # diffusers' pipelines share no typed base for what is called here
 
 
+def _is_coder(part: nn.Module) -> bool:
+    return "Autoencoder" in type(part).__name__
+
+
 def _kept(part: nn.Module, placement: Placement) -> Placement:
-    """Decoders are small, used with gradients, and their colours suffer from 8 bits: they keep their numbers."""
-    return replace(placement, storage="same") if "Autoencoder" in type(part).__name__ else placement
+    """Encoders and decoders of pictures keep their numbers, and their layers come one by one.
+
+    They are small, their colours suffer from 8 bits, and the blocks of Wan's hand lists to each other to write into,
+    of which the hooks around a block would make copies.
+    """
+    if not _is_coder(part):
+        return placement
+    return replace(
+        placement, storage="same", offload="sequential" if placement.offload == "group" else placement.offload
+    )
 
 
 def _place_module(module: nn.Module, placement: Placement) -> None:
     check(placement)
+    placement = _kept(module, placement)
     _cast(module, placement.dtype)
     kind = torch.device(placement.device).type
     if placement.offload == "none":
@@ -446,10 +462,11 @@ def _store(module: nn.Module, placement: Placement) -> None:
         if hasattr(module, "enable_layerwise_casting"):
             _pipeline(module).enable_layerwise_casting(storage_dtype=FP8, compute_dtype=placement.dtype)
         else:
-            # transformers takes the dtype of the first weights, its embeddings, for that in which a model works.
-            apply_layerwise_casting(
-                module, FP8, placement.dtype, DEFAULT_SKIP_MODULES_PATTERN, skip_modules_classes=(nn.Embedding,)
-            )
+            # transformers takes the dtype of its first weights, the embeddings, for that in which a model works, and
+            # T5 that of those which it wants in 32 bit: both keep theirs.
+            full = tuple(rf"\b{re.escape(name)}\b" for name in getattr(module, "_keep_in_fp32_modules", None) or ())
+            patterns = (*DEFAULT_SKIP_MODULES_PATTERN, *full)
+            apply_layerwise_casting(module, FP8, placement.dtype, patterns, skip_modules_classes=(nn.Embedding,))
     elif placement.storage == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backend import memory
 from backend.context import Context, QuietSink
 from backend.diffusion import gate
+from backend.diffusion.edit import INPAINT, Inpaint
+from backend.diffusion.interfaces import PoseTrack, Source
 from backend.diffusion.placement import (
     FOOTPRINTS,
     PRESET_BYTES,
@@ -32,8 +35,9 @@ from backend.diffusion.placement import (
     tile,
 )
 from backend.diffusion.resting import blocks
+from backend.diffusion.video import VideoSettings, WanVACE
 from backend.errors import MODEL_MISSING, UserError
-from tests.diffusion.tiny_video import one_thread  # noqa: F401
+from tests.diffusion.tiny_video import noise_picture, one_thread, write_inpaint, write_vace  # noqa: F401
 
 gate.quiet_imports()
 
@@ -180,6 +184,49 @@ def test_a_pipelines_decoder_keeps_its_numbers_and_is_tiled() -> None:
     assert torch.float8_e4m3fn in {p.dtype for p in pipeline.unet.parameters()}
     assert vae.use_tiling and vae.use_slicing
     tile(nn.Linear(2, 2))  # what has no tiles is left alone
+
+
+LEAN = [
+    *(Placement(offload=offload) for offload in ("model", "group", "sequential")),
+    Placement(storage="fp8"),
+    Placement(storage="fp8", offload="group"),
+    Placement(dtype=torch.bfloat16, storage="fp8", tiling=True),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipelines")
+    write_vace(folder / "vace")
+    write_inpaint(folder / "inpaint")
+    return folder
+
+
+@pytest.mark.parametrize("placement", LEAN, ids=str)
+def test_whole_pipelines_run_wherever_their_parts_lie(tiny: Path, tmp_path: Path, placement: Placement) -> None:
+    """Text encoders, transformers, UNets and decoders as the methods use them; moving changes no number."""
+    quiet, source = Context.quiet(), Source("tiny", "", "CC0-1.0", True)
+    placement = replace(placement, folder=tmp_path / "rest")
+
+    def edited(at: Placement) -> np.ndarray:
+        small = replace(INPAINT, steps=2, smallest_px=64)
+        return Inpaint(tiny / "inpaint", source, at, quiet, small).edit(noise_picture(64, 64), "a man", None, quiet)
+
+    def filmed(at: Placement) -> np.ndarray:
+        settings = VideoSettings(steps=1, guidance=2.0, segment=5, overlap=1, area_px=32 * 32, prompt_tokens=16)
+        points = np.full((5, 55, 2), 16, np.float32)
+        faces, hands = np.full((5, 68, 2), 16, np.float32), np.full((5, 2, 21, 2), 16, np.float32)
+        track = PoseTrack(points, np.ones((5, 55), np.float32), faces, hands, 32, 32, 16.0)
+        return WanVACE(tiny / "vace", source, at, quiet, settings).generate(
+            noise_picture(32, 32), track, "a man", quiet
+        )
+
+    for run in (edited, filmed):
+        found = run(placement)
+        if placement.storage == "same":
+            np.testing.assert_allclose(found.astype(int), run(Placement()), atol=1)
+        else:
+            assert found.std() > 1
 
 
 def test_blocks_are_what_repeats() -> None:
