@@ -21,7 +21,8 @@ from ..shared.axes import axes_to_blender
 from ..shared.cloud_edits import transform_cloud
 from ..shared.gaussians import GaussianCloud
 from .clips import record_clips
-from .stand_in import Clip, last_line, stand_in
+from .stand_in import Clip, bound_colours, last_line, stand_in
+from .vertex_colours import display_to_linear
 
 _SPLATS = "Gaussians"
 
@@ -52,6 +53,7 @@ def write_avatar_usd(path: Path, rig: bpy.types.Object, splats: bool = True, ani
     try:
         clips = record_clips(rig, "SCENE")
         _write_mesh(part, rig, clips[0])
+        _paint(part, rig)
         clouds = [ob for ob in rig.children_recursive if ob.type == "POINTCLOUD"] if splats else []
         if clouds:
             _add_splats(part, clouds, animated_splats)
@@ -78,6 +80,30 @@ def _write_mesh(path: Path, rig: bpy.types.Object, clip: Clip) -> None:
         with bpy.context.temp_override(scene=copy.scene, view_layer=layer):
             if bpy.ops.wm.usd_export(**settings) != {"FINISHED"} or not path.is_file():
                 raise ValueError("Blender's USD exporter wrote nothing; see the system console")
+
+
+def _paint(path: Path, rig: bpy.types.Object) -> None:
+    """Colours of the vertices for viewers that show no materials, and read by the material for those that do."""
+    colours = bound_colours(rig)
+    if colours is None:
+        return
+    usd, geom, shade, sdf, vt = (
+        importlib.import_module(f"pxr.{name}") for name in ("Usd", "UsdGeom", "UsdShade", "Sdf", "Vt")
+    )
+    stage = usd.Stage.Open(str(path))
+    values = vt.Vec3fArray.FromNumpy(np.ascontiguousarray(display_to_linear(colours), np.float32))
+    for prim in list(stage.Traverse()):
+        if prim.IsA(geom.Mesh) and len(prim.GetAttribute("points").Get(0) or ()) == len(values):
+            primvars = geom.PrimvarsAPI(prim)
+            primvars.CreatePrimvar("displayColor", sdf.ValueTypeNames.Color3fArray, geom.Tokens.vertex).Set(values)
+        surface = shade.Shader(prim)
+        if surface and surface.GetIdAttr().Get() == "UsdPreviewSurface":
+            reader = shade.Shader.Define(stage, prim.GetParent().GetPath().AppendChild("Colours"))
+            reader.CreateIdAttr("UsdPrimvarReader_float3")
+            reader.CreateInput("varname", sdf.ValueTypeNames.String).Set("displayColor")
+            result = reader.CreateOutput("result", sdf.ValueTypeNames.Float3)
+            surface.CreateInput("diffuseColor", sdf.ValueTypeNames.Color3f).ConnectToSource(result)
+    stage.GetRootLayer().Save()
 
 
 def _add_splats(path: Path, objects: Sequence[bpy.types.Object], animated: bool) -> None:

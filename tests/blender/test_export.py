@@ -173,6 +173,12 @@ def test_usd_has_mesh_and_gaussians_or_is_not_offered(exported: Exported) -> Non
     stage = Usd.Stage.Open(str(folder / "avatar.usdc"))
     assert UsdGeom.GetStageUpAxis(stage) == "Y" and UsdGeom.GetStageMetersPerUnit(stage) == 1.0
     prims = {str(prim.GetTypeName()): prim for prim in stage.Traverse()}
+    colours = np.array(UsdGeom.PrimvarsAPI(prims["Mesh"]).GetPrimvar("displayColor").Get())
+    seen = np.load(folder / "gltf.npz")["colours"]  # the same Gaussians
+    display = np.where(colours < 0.0031308, 12.92 * colours, 1.055 * colours ** (1 / 2.4) - 0.055)
+    np.testing.assert_allclose(display, seen, atol=1e-3)
+    shader = next(p for p in stage.Traverse() if p.GetAttribute("info:id").Get() == "UsdPreviewSurface")
+    assert shader.GetAttribute("inputs:diffuseColor").HasAuthoredConnections()
     UsdSkel.BakeSkinning(UsdSkel.Root(prims["SkelRoot"]), Gf.Interval(0, 12))
     wanted = np.load(folder / "usd.npz")
     for frame in FRAMES:
