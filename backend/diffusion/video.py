@@ -139,7 +139,7 @@ class _Video:
         )
         if self._pipe is None:
             context.progress("load the video model", 0, 1)
-            self._pipe = placed(self._load(context), self._placement)
+            self._pipe = self._ready(context)
         work = resized(track, width, height)
         pieces = segments(count, s.segment, s.overlap)
         watch = StepWatch(context, self._stage, s.steps * len(pieces))
@@ -161,7 +161,18 @@ class _Video:
         self._pipe = None
         freed(self._placement.device)
 
+    def _ready(self, context: Context) -> Any:
+        """The pipeline at its place; its autoencoder in 32 bit, as published, where memory is not short."""
+        gate.quiet_imports()
+        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
+        pipe = placed(self._load(context), self._placement)
+        exact = self._placement if self._placement.tiling else replace(self._placement, dtype=torch.float32)
+        pipe.vae = load(AutoencoderKLWan, self._folder, "vae", placement=exact, context=context)
+        return pipe
+
     def _load(self, context: Context) -> Any:
+        """Everything but text encoder and autoencoder."""
         raise NotImplementedError
 
     def _segments(
@@ -202,8 +213,6 @@ class WanAnimate(_Video):
         return cls(folder, source, placement, context, prompts=prompts)
 
     def _load(self, context: Context) -> Any:
-        gate.quiet_imports()
-        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
         from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
         from diffusers.pipelines.wan.pipeline_wan_animate import WanAnimatePipeline
         from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
@@ -213,7 +222,7 @@ class WanAnimate(_Video):
         return WanAnimatePipeline(
             tokenizer=None,  # pyright: ignore[reportArgumentType]
             text_encoder=None,  # pyright: ignore[reportArgumentType]
-            vae=load(AutoencoderKLWan, folder, "vae", placement=rest, context=context),
+            vae=None,  # pyright: ignore[reportArgumentType]
             scheduler=plain(UniPCMultistepScheduler, folder, "scheduler"),
             image_processor=plain(CLIPImageProcessorPil, folder, "image_processor"),
             image_encoder=load(CLIPVisionModel, folder, "image_encoder", placement=rest, context=context),
@@ -355,8 +364,6 @@ class WanVACE(_Video):
         return cls(folder, source, placement, context, prompts=prompts)
 
     def _load(self, context: Context) -> Any:
-        gate.quiet_imports()
-        from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
         from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
         from diffusers.pipelines.wan.pipeline_wan_vace import WanVACEPipeline
         from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
@@ -365,7 +372,7 @@ class WanVACE(_Video):
         return WanVACEPipeline(
             tokenizer=None,  # pyright: ignore[reportArgumentType]
             text_encoder=None,  # pyright: ignore[reportArgumentType]
-            vae=load(AutoencoderKLWan, folder, "vae", placement=rest, context=context),
+            vae=None,  # pyright: ignore[reportArgumentType]
             scheduler=plain(UniPCMultistepScheduler, folder, "scheduler"),  # pyright: ignore[reportArgumentType]
             transformer=load(WanVACETransformer3DModel, folder, "transformer", placement=rest, context=context),
         )
