@@ -349,8 +349,24 @@ def _try_models(folder: Path | None) -> list[Finding]:
         return [Finding("identity embedding", reason, "none"), Finding("diffusion models", reason, "none")]
     embedding = Finding("identity embedding", _some(faces) if faces else "none", "ok" if faces else "none")
     if not there:
-        return [embedding, Finding("diffusion models", "none; results are made from the photo only", "none")]
-    return [embedding, Finding("diffusion models", f"{len(there)} of {len(ROWS)}: {_some(there)}")]
+        return [
+            embedding,
+            Finding("diffusion models", "none; results are made from the photo only", "none"),
+            *_added(there),
+        ]
+    return [embedding, Finding("diffusion models", f"{len(there)} of {len(ROWS)}: {_some(there)}"), *_added(there)]
+
+
+def _added(there: list[str]) -> list[Finding]:
+    """What makes results better when it is there, each with what is done without it."""
+    from backend.diffusion.outside import available
+
+    return [
+        Finding(line.name, line.role, "ok")
+        if line.installed
+        else Finding(line.name, f"none ({line.role}); {line.fallback}", "none", line.next_step)
+        for line in available(lambda model_id: model_id in there)
+    ]
 
 
 def _memory() -> Finding:
