@@ -127,7 +127,8 @@ class Setup:
 
         session.current().forget_backend()  # an idle backend of ours would count as a use of its environment
         own = settings.preferences(context)
-        choice = accelerator.choose(own.accelerator if own is not None else "auto")
+        wish = own.accelerator if own is not None else "auto"
+        choice = self.choice(wish) or accelerator.choose(wish)
         order = Order(
             settings.environments_root(context),
             choice.accelerator,

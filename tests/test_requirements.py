@@ -12,6 +12,8 @@ from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from blender_addon.link.install import pythons_for
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))  # the scripts run as files, not as a package
 import make_requirements  # noqa: E402
@@ -113,6 +115,15 @@ def test_nothing_overwrites_a_part_of_something_else() -> None:
         assert [package for package in entries(name, python, system) if package.startswith("opencv")] == [
             "opencv-contrib-python"
         ]
+
+
+@pytest.mark.parametrize(("name", "python", "system"), machines())
+def test_the_installer_takes_a_python_that_torch_has_a_wheel_for(name: str, python: str, system: str) -> None:
+    """Of the builds from PyTorch's own index only the wheels that are listed here can be installed."""
+    local, digests = make_requirements.TORCH_BUILDS.get((system, name == "cuda"), ("", ("any", "any")))
+    covered = make_requirements.PYTHONS if len(digests) == len(make_requirements.PYTHONS) else ("3.12",)
+    assert set(pythons_for(name, system)) == set(covered)
+    assert entries(name, python, system)["torch"].version.endswith(local)
 
 
 def test_markers_are_short_and_mean_what_uv_said() -> None:

@@ -61,7 +61,7 @@ class Order:
         caller: Variables that the child processes start from.
         blender: Folders whose Pythons are left alone.
         release: Where uv comes from if this machine has none.
-        pythons: Versions that may be used, the best first.
+        pythons: Versions that may be used, the best first; empty for those that the requirements are made for.
     """
 
     root: Path
@@ -74,7 +74,12 @@ class Order:
     caller: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     blender: tuple[Path, ...] = ()
     release: UvRelease = field(default_factory=UvRelease)
-    pythons: tuple[str, ...] = PYTHONS
+    pythons: tuple[str, ...] = ()
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Versions of Python that may be used, the best first."""
+        return self.pythons or pythons_for(self.accelerator)
 
     @property
     def file(self) -> Path:
@@ -251,10 +256,10 @@ class Installation:
             problem = str(error)
         self._step("Look for Python", 0.05)
         found = find_pythons(variables, order.blender)
-        usable = {version: path for version, path in found.items() if version in order.pythons}
+        usable = {version: path for version, path in found.items() if version in order.versions}
         if usable:
             return None, usable
-        raise InstallError(f"there is no Python {' or '.join(order.pythons)} here: install one; or: {problem}")
+        raise InstallError(f"there is no Python {' or '.join(order.versions)} here: install one; or: {problem}")
 
     def _downloaded(self, have: int, total: int) -> None:
         share = have / total if total else 0.5
@@ -262,7 +267,7 @@ class Installation:
 
     def _make_environment(self, uv: Path | None, pythons: Mapping[str, Path], log: IO[bytes]) -> None:
         folder, outputs = str(self.order.folder), []
-        for version in self.order.pythons:
+        for version in self.order.versions:
             if uv is not None:
                 command = [str(uv), "venv", "--no-project", "--python", version, folder]
             elif version in pythons:
@@ -275,7 +280,7 @@ class Installation:
             environments.remove(self.order.folder)
             outputs.append(output)
         tool = "uv" if uv else "venv"
-        raise InstallError(f"no Python {' or '.join(self.order.pythons)} can be used: {explain(tool, outputs[0])}")
+        raise InstallError(f"no Python {' or '.join(self.order.versions)} can be used: {explain(tool, outputs[0])}")
 
     def _sync_with_uv(self, uv: Path | None, wanted: Environment, again: bool, log: IO[bytes]) -> None:
         command = [str(uv), "pip", "sync", "--require-hashes", "--only-binary", ":all:"]
@@ -323,7 +328,7 @@ class Installation:
         lines: list[str] = []
         result, _ = self._call([str(environment.interpreter), "-I", "-c", code], log, lines.append, patience_s=60)
         version = lines[-1].strip() if lines and result == 0 else ""
-        return version if version.startswith(tuple(f"{short}." for short in self.order.pythons)) else ""
+        return version if version.startswith(tuple(f"{short}." for short in self.order.versions)) else ""
 
     def _check(self, wanted: Environment, log: IO[bytes]) -> None:
         """Let doctor look at it.
@@ -422,6 +427,14 @@ class Installation:
             for index, name in enumerate(("tools", "python", "cache", "install.log")):
                 self._step("Remove", 0.4 + 0.15 * index, name)
                 environments.remove(root / name)
+
+
+def pythons_for(accelerator: str, system: str = sys.platform) -> tuple[str, ...]:
+    """Versions of Python that an accelerator's requirements have wheels for, the best tested first.
+
+    The digest of torch's wheel with CUDA for Windows is known for Python 3.12 only (scripts/make_requirements.py).
+    """
+    return ("3.12",) if accelerator == "cuda" and system == "win32" else PYTHONS
 
 
 def tidy(root: Path, keep: Path) -> None:

@@ -43,7 +43,7 @@ def test_an_installed_environment_is_found_and_is_separate(index: TinyIndex, roo
     order = index.order(root)
     assert finish(order).state == "ready"
     made = environments.read(order.folder)
-    assert made.usable and made.tool == "uv" and made.python.startswith(order.pythons[0])
+    assert made.usable and made.tool == "uv" and made.python.startswith(order.versions[0])
     assert version_in(made.interpreter) == "1.0 1.0"
     assert environments.best(root) == made
     code = "import sys; print(sys.prefix)"
@@ -252,7 +252,7 @@ def test_neither_uv_nor_python_is_one_line(index: TinyIndex, root: Path, monkeyp
     monkeypatch.setattr(install, "find_pythons", lambda *_: {})
     done = finish(index.order(root, caller=index.variables(uv=False)))
     assert done.state == "failed" and "install" in done.text and "\n" not in done.text
-    assert index.order(root).pythons[0] in done.text
+    assert index.order(root).versions[0] in done.text
 
 
 def test_nothing_of_the_caller_leaks_in(index: TinyIndex, root: Path) -> None:
@@ -289,7 +289,7 @@ def test_the_backend_is_started_only_from_a_finished_environment(
 
 def test_pip_makes_it_where_there_is_no_uv(index: TinyIndex, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real pip with an index on the disk; a wrong digest, then the right ones."""
-    python = {index.order(root).pythons[0]: Path(sys.executable)}
+    python = {index.order(root).versions[0]: Path(sys.executable)}
     monkeypatch.setattr(install, "find_pythons", lambda *_: python)
     caller = index.variables(uv=False)
     wrong = index.order(root, caller=caller, requirements=index.requirements(digest="0" * 64))
