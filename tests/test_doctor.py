@@ -119,7 +119,7 @@ def test_the_environment_says_what_made_it(monkeypatch: pytest.MonkeyPatch, tmp_
         (Device("cuda", "RTX", 24 << 30, 0, "580.65"), "", "ok", "RTX, 25.8 GB, driver 580.65"),
     ],
 )
-def test_the_device_and_why_it_cannot_be_used(
+def test_30_the_device_and_why_it_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch, device: Device, fault: str, state: str, words: str
 ) -> None:
     """Row 30: the cause is named, and no device is no failure."""

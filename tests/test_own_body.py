@@ -76,7 +76,7 @@ RTX = Device("cuda", "RTX 4090", 24 << 30, 20 << 30, "580.65.06", 1)
         (RTX, "13.0", True, (8, 9), ""),
     ],
 )
-def test_doctor_and_jobs_say_why_cuda_does_not_work(
+def test_30_doctor_and_jobs_say_why_cuda_does_not_work(
     device: Device | None, built: str, usable: bool, capability: tuple[int, int], words: str
 ) -> None:
     """Row 30: no device, removed, a build without CUDA, an old driver, an old device."""
@@ -84,7 +84,7 @@ def test_doctor_and_jobs_say_why_cuda_does_not_work(
     assert words in fault and bool(fault) == bool(words) and "\n" not in fault
 
 
-def test_a_job_for_cuda_without_it_ends_in_no_device() -> None:
+def test_30_a_job_for_cuda_without_it_ends_in_no_device() -> None:
     """Row 30, on machines without CUDA; the processor is what everything else gets."""
     import torch
 

@@ -108,7 +108,7 @@ def state(desktop: Desktop, name: str) -> dict[str, object]:
     return json.loads((desktop.out / f"{name}.json").read_text("utf-8"))
 
 
-def test_without_online_access_the_button_does_nothing(desktop: Desktop) -> None:
+def test_33_without_online_access_the_button_does_nothing(desktop: Desktop) -> None:
     """Row 33."""
     play(desktop, _OFFLINE, "--offline-mode", 120)
     after = state(desktop, "offline")

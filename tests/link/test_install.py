@@ -38,7 +38,7 @@ def version_in(python: Path) -> str:
     return subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_an_installed_environment_is_found_and_is_separate(index: TinyIndex, root: Path) -> None:
+def test_32_an_installed_environment_is_found_and_is_separate(index: TinyIndex, root: Path) -> None:
     """Row 32: the user's folder has spaces, quotes and letters beyond ASCII."""
     order = index.order(root)
     assert finish(order).state == "ready"
@@ -59,7 +59,7 @@ def test_a_second_order_finds_everything_done(index: TinyIndex, root: Path) -> N
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_cancelled_installation_is_incomplete_and_goes_on(index: TinyIndex, root: Path, step: str) -> None:
+def test_35_a_cancelled_installation_is_incomplete_and_goes_on(index: TinyIndex, root: Path, step: str) -> None:
     """Row 35."""
     order = index.order(root)
     index.hang(step)
@@ -77,7 +77,7 @@ def test_a_cancelled_installation_is_incomplete_and_goes_on(index: TinyIndex, ro
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_blender_dies_while_it_installs(index: TinyIndex, root: Path, step: str) -> None:
+def test_12_35_blender_dies_while_it_installs(index: TinyIndex, root: Path, step: str) -> None:
     """Row 35, with SIGKILL; and what was left running keeps the next one waiting (row 12)."""
     order = index.order(root)
     index.hang(step)
@@ -112,7 +112,7 @@ def end_orphans(index: TinyIndex) -> None:
             os.kill(int(entry.name), signal.SIGKILL)
 
 
-def test_an_environment_that_does_not_work_is_never_used(index: TinyIndex, root: Path) -> None:
+def test_35_an_environment_that_does_not_work_is_never_used(index: TinyIndex, root: Path) -> None:
     order = replace(index.order(root), check=index.order(root, "2.0").check)
     done = finish(order)
     assert done.state == "failed" and done.text.startswith("packages: ") and "Repair" in done.text
@@ -121,7 +121,7 @@ def test_an_environment_that_does_not_work_is_never_used(index: TinyIndex, root:
     assert finish(index.order(root)).state == "ready"
 
 
-def test_a_damaged_environment_is_repaired(index: TinyIndex, root: Path) -> None:
+def test_35_a_damaged_environment_is_repaired(index: TinyIndex, root: Path) -> None:
     order = index.order(root)
     assert finish(order).state == "ready"
     site = next(order.folder.glob("lib/python*/site-packages"))
@@ -134,7 +134,7 @@ def test_a_damaged_environment_is_repaired(index: TinyIndex, root: Path) -> None
     assert finish(order).state == "ready"
 
 
-def test_the_old_environment_serves_until_the_new_one_works(index: TinyIndex, root: Path) -> None:
+def test_35_the_old_environment_serves_until_the_new_one_works(index: TinyIndex, root: Path) -> None:
     """Row 35: a failed upgrade."""
     old = index.order(root)
     assert finish(old).state == "ready"
@@ -151,7 +151,7 @@ def test_the_old_environment_serves_until_the_new_one_works(index: TinyIndex, ro
     assert not old.folder.exists(), "the old one goes when the new one works"
 
 
-def test_an_environment_in_use_is_not_taken_away(index: TinyIndex, root: Path) -> None:
+def test_12_an_environment_in_use_is_not_taken_away(index: TinyIndex, root: Path) -> None:
     old, new = index.order(root), index.order(root, "2.0")
     assert finish(old).state == "ready"
     code = "from backend.in_use import hold_environment; kept = hold_environment(); print(kept is not None); input()"
@@ -187,7 +187,7 @@ def test_what_was_in_use_goes_later_but_never_while_somebody_installs(index: Tin
     assert not older.exists() and new.folder.exists()
 
 
-def test_two_installers_at_once_make_it_once(index: TinyIndex, root: Path) -> None:
+def test_12_two_installers_at_once_make_it_once(index: TinyIndex, root: Path) -> None:
     """Row 12."""
     index.hang("packages:effigy_tiny_one")
     first = Installation(index.order(root))
@@ -210,7 +210,7 @@ def test_a_package_with_another_digest_is_refused(index: TinyIndex, root: Path) 
     assert done.state == "failed" and "sha256 differs" in done.text and environments.best(root) is None
 
 
-def test_without_online_access_nothing_is_opened_or_written(
+def test_33_without_online_access_nothing_is_opened_or_written(
     index: TinyIndex, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row 33."""
@@ -226,7 +226,7 @@ def test_without_online_access_nothing_is_opened_or_written(
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/self/mounts").exists(), reason="the superuser may write")
-def test_a_folder_that_cannot_be_written_is_one_line(index: TinyIndex, tmp_path: Path) -> None:
+def test_32_a_folder_that_cannot_be_written_is_one_line(index: TinyIndex, tmp_path: Path) -> None:
     """Row 32: read-only; a file in the folder's place stops the superuser too."""
     (tmp_path / "user").write_text("a file")
     done = finish(index.order(tmp_path / "user" / "environments"))
@@ -240,7 +240,7 @@ def test_too_little_space_is_said_before_the_start(index: TinyIndex, root: Path)
     assert index.steps() == []
 
 
-def test_windows_long_paths_are_counted(index: TinyIndex, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_32_windows_long_paths_are_counted(index: TinyIndex, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 32: more than 259 characters, where the system does not allow them."""
     monkeypatch.setattr(install.sys, "platform", "win32")
     monkeypatch.setattr(install, "supported", lambda: "")

@@ -115,7 +115,7 @@ def test_uv_is_downloaded_and_starts(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("percent", [10, 50, 99])
-def test_a_download_that_was_cut_goes_on(server: Server, tmp_path: Path, percent: int) -> None:
+def test_34_a_download_that_was_cut_goes_on(server: Server, tmp_path: Path, percent: int) -> None:
     server.fault = f"cut{percent}"
     with pytest.raises(InstallError, match="try again"):
         fetch(server, tmp_path)
@@ -124,7 +124,7 @@ def test_a_download_that_was_cut_goes_on(server: Server, tmp_path: Path, percent
     assert server.requests[0] == "" and server.requests[1].startswith("bytes=")
 
 
-def test_a_server_that_ignores_the_range_starts_anew(server: Server, tmp_path: Path) -> None:
+def test_34_a_server_that_ignores_the_range_starts_anew(server: Server, tmp_path: Path) -> None:
     server.fault = "cut50"
     with pytest.raises(InstallError):
         fetch(server, tmp_path)
@@ -133,7 +133,7 @@ def test_a_server_that_ignores_the_range_starts_anew(server: Server, tmp_path: P
 
 
 @pytest.mark.parametrize("fault", ["404", "portal"])
-def test_anything_else_is_refused_and_leaves_no_program(server: Server, tmp_path: Path, fault: str) -> None:
+def test_34_anything_else_is_refused_and_leaves_no_program(server: Server, tmp_path: Path, fault: str) -> None:
     server.fault = fault
     with pytest.raises(InstallError) as caught:
         fetch(server, tmp_path)
@@ -142,7 +142,7 @@ def test_anything_else_is_refused_and_leaves_no_program(server: Server, tmp_path
     assert fetch(server, tmp_path).read_bytes() == PROGRAM
 
 
-def test_another_digest_is_refused(server: Server, tmp_path: Path) -> None:
+def test_34_another_digest_is_refused(server: Server, tmp_path: Path) -> None:
     release = server.release
     server.content = tar_of(regular("uv-x/uv", b"evil"))
     with pytest.raises(InstallError, match="sha256 differs"):
@@ -150,7 +150,7 @@ def test_another_digest_is_refused(server: Server, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_redirection_never_leaves_encryption() -> None:
+def test_34_a_redirection_never_leaves_encryption() -> None:
     redirect = install_tools._NoDowngrade()
     request = install_tools.urllib.request.Request("https://one.example/uv")
     with pytest.raises(OSError, match="without encryption"):
@@ -201,7 +201,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_archive_is_refused_even_with_the_right_digest(tmp_path: Path, name: str) -> None:
+def test_36_a_hostile_archive_is_refused_even_with_the_right_digest(tmp_path: Path, name: str) -> None:
     """Row 36."""
     server, tools = Server(HOSTILE[name]), tmp_path / "user" / "tools"
     try:
@@ -364,7 +364,7 @@ def test_an_index_without_this_build_of_torch_is_recognised() -> None:
         (accelerator.Nvidia("?", "", (0, 0)), "cpu", "unknown"),
     ],
 )
-def test_the_accelerator_follows_the_driver(
+def test_30_the_accelerator_follows_the_driver(
     device: accelerator.Nvidia | None, accelerator_name: str, words: str
 ) -> None:
     """Row 30."""
