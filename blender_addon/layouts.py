@@ -8,7 +8,7 @@ import bpy
 _FONT = 0
 """The interface's own."""
 
-_MARGIN_PX = 52.0
+_MARGIN_PX = 64.0
 """What a panel and a box in it leave free at both sides, and the tabs of the sidebar, at scale 1."""
 
 _ICON_PX = 20.0

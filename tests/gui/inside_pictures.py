@@ -108,7 +108,7 @@ def add_looking(name: str, data: Any, place: tuple[float, ...], target: tuple[fl
 
 def look(rotation: tuple[float, float, float], height_m: float, distance_m: float) -> None:
     space = area().spaces[0]
-    space.region_3d.view_location, space.region_3d.view_distance = (0.25, 0.0, height_m), distance_m
+    space.region_3d.view_location, space.region_3d.view_distance = (0.2, 0.0, height_m), distance_m
     space.region_3d.view_rotation = Euler([math.radians(angle) for angle in rotation]).to_quaternion()
     space.lens = 60.0
 
@@ -117,7 +117,7 @@ def play() -> Iterator[Callable[[], object]]:
     area().spaces[0].show_region_ui = True
     bpy.context.preferences.system.use_region_overlap = False
     build_studio()
-    look((84.0, 0.0, 14.0), 0.95, 4.0)
+    look((84.0, 0.0, 14.0), 0.88, 3.0)
     space = area().spaces[0]
     space.overlay.show_floor = space.overlay.show_axis_x = space.overlay.show_axis_y = space.overlay.show_extras = False
     space.overlay.show_cursor = space.overlay.show_relationship_lines = False
@@ -127,6 +127,7 @@ def play() -> Iterator[Callable[[], object]]:
     next(r for r in area().regions if r.type == "UI").active_panel_category = "Effigy"
     yield after(1.0)
     if os.environ.get("EFFIGY_PICTURE_BUNDLE"):
+        call("effigy.drop_photo", filepath=str(ROOT / "scripts" / "data" / "collins.png"))
         call("effigy.import_avatar", directory=os.environ["EFFIGY_PICTURE_BUNDLE"])
         bpy.context.view_layer.objects.active.name = "collins"
     else:

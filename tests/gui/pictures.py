@@ -49,7 +49,7 @@ def main() -> int:
         if not options.bundle:
             save(panels(shots), options.out / "blender_panel.png", 128)
         view = cut(shots, "posed", "AREA")
-        save(view.crop((view.width - 1090, 0, view.width, 900)), options.out / "blender_view.png", 256)
+        save(view.crop((view.width - 1000, 54, view.width, 874)), options.out / "blender_view.png", 256)
         save(Image.open(shots / "f12.png").convert("RGB"), options.out / "blender_render.png", 256)
     return 0
 

@@ -52,7 +52,10 @@ xdotool mousemove 1075 313 sleep 0.5 click 1
 wait_for "s['preset'] == 'fast'" 20
 sleep 1
 keep panel
-xdotool mousemove 1165 480 sleep 1 click 1
+# Folded settings leave the button where it is, however many parameters the method has.
+xdotool mousemove 1110 344 sleep 0.5 click 1 sleep 2
+keep folded
+xdotool mousemove 1165 380 sleep 1 click 1
 wait_for "len(s['jobs']) == 1" 60
 wait_for "s['jobs'][0][3] > 0.6" 900
 sleep 2
