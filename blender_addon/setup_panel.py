@@ -132,7 +132,7 @@ def _draw_work(layout: bpy.types.UILayout, context: bpy.types.Context, own: Any,
         if not Path(bpy.path.abspath(own.smplx_file)).is_file():
             text_lines(layout, context, "There is no such file", "ERROR")
         elif row is not None:
-            text_lines(layout, context, str(row.get("value", "")), _ICONS.get(str(row.get("state")), "DOT"))
+            text_lines(layout, context, str(row.get("value", "")), "ERROR" if row.get("next_step") else "CHECKMARK")
         else:
             text = "It is being checked" if now.is_busy(setup.DOCTOR) else "It is checked when the backend is installed"
             text_lines(layout, context, text, "INFO")
