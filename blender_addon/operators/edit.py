@@ -125,7 +125,7 @@ class EFFIGY_OT_decimate(_CloudOperator, bpy.types.Operator):
                 ordered = np.sort(cloud.scales_m, axis=1)
                 seen = cloud.opacities * ordered[:, 1] * ordered[:, 2]
                 kept = np.zeros(len(cloud), bool)
-                kept[np.argsort(-seen, kind="stable")[: self.budget]] = True
+                kept[np.argsort(0.0 - seen, kind="stable")[: self.budget]] = True
                 keep_points(ob, kept)
             elif len(cloud) > self.budget:
                 replace_points(ob, decimate(cloud, self.budget))
