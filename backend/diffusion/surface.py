@@ -8,7 +8,7 @@ OpenCV's axes already (README of microsoft/MoGe).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,18 +213,21 @@ def surface_estimators(folders: Folders, context: Context) -> tuple[SurfaceEstim
     MoGe-2 answers for normals and depth; without it Marigold for normals and Depth Anything for depth. Without either
     the methods take both from the fitted body (`outside.ADDITIONS` states it).
     """
-    made: list[SurfaceEstimator] = []
-    for model_id, cls in (("moge2", MoGe2), ("marigold-normals", MarigoldNormals), ("depth-anything", DepthAnything)):
-        if made and model_id != "depth-anything" or made and isinstance(made[0], MoGe2):
-            continue
+
+    def installed(model_id: str, cls: Callable[[Folders, Placement], SurfaceEstimator], size: str) -> Any:
         try:
             folders.folder(model_id)
-            footprint = "marigold-normals" if model_id == "moge2" else model_id
-            made.append(cls(folders, choose(footprint, context)))
+            return cls(folders, choose(size, context))
         except UserError as error:
             if error.kind != "NO_MODEL":
                 raise
-    return tuple(made)
+            return None
+
+    if both := installed("moge2", MoGe2, "marigold-normals"):
+        return (both,)
+    normals = installed("marigold-normals", MarigoldNormals, "marigold-normals")
+    depth = installed("depth-anything", DepthAnything, "depth-anything")
+    return tuple(estimator for estimator in (normals, depth) if estimator is not None)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from backend.diffusion.matting import BACKGROUND, FOREGROUND, UNKNOWN, ViTMatte,
 from backend.diffusion.parsing import HumanParser, label_of
 from backend.diffusion.placement import Placement
 from backend.diffusion.restoration import FRAME_PX, FaceRestorer
-from backend.diffusion.surface import MoGe2
+from backend.diffusion.surface import MoGe2, surface_estimators
 from backend.errors import MODEL_MISSING, Cancelled, UserError
 from backend.human.model import load_default_body
 from backend.perception.labels import Label
@@ -269,6 +269,12 @@ def test_moge_answers_for_normals_and_depth(shelf: Shelf) -> None:
     np.testing.assert_array_equal(found.normals[1:], np.broadcast_to([0, 0, -1], (5, 8, 3)))
     np.testing.assert_array_equal(found.disparity[0], 0)  # the sky
     assert (found.disparity[1:, :4] == 1).all() and (found.disparity[1:, 4:] == 0).all()  # dark is near
+
+
+@pytest.mark.usefixtures("packages")
+def test_moge_comes_before_the_two_that_it_replaces(shelf: Shelf, tmp_path: Path) -> None:
+    both = Shelf(tmp_path / "both", moge2=write_moge, marigold_normals=write_marigold)
+    assert [type(found) for found in surface_estimators(both, QUIET)] == [MoGe2]
 
 
 @pytest.mark.usefixtures("packages")

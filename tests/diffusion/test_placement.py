@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backend import memory
 from backend.context import Context, QuietSink
-from backend.diffusion import gate
+from backend.diffusion import gate, registry
 from backend.diffusion.edit import INPAINT, Inpaint
 from backend.diffusion.interfaces import PoseTrack, Source
 from backend.diffusion.placement import (
@@ -241,6 +241,11 @@ def test_every_model_fits_every_card_or_says_what_it_needs(model_id: str, preset
     allowed = int(PRESET_BYTES[preset] * memory.PRESET_SHARE["best"])
     placement = choose_for(preset, model_id, Context.quiet())
     assert placement.device == "cuda" and needed_bytes(FOOTPRINTS[model_id], placement) <= allowed
+
+
+def test_the_footprints_are_of_models_of_the_registry() -> None:
+    for model_id in set(FOOTPRINTS) - {"sd15-control-adapter"}:
+        assert registry.row(model_id).id == model_id
 
 
 def test_a_larger_card_never_gets_a_leaner_placement() -> None:
