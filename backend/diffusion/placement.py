@@ -373,16 +373,18 @@ def limited(context: Context) -> Iterator[Peak]:
 
     Inside, running out is an ordinary out-of-memory error, which `memory.run_with_ladder` understands.
     """
-    allowed, cuda = context.memory_bytes, torch.device(context.device).type == "cuda"
-    if allowed and cuda:
-        total = torch.cuda.get_device_properties(context.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(allowed / total, 1.0), context.device)
+    allowed, device = context.memory_bytes, torch.device(context.device)
+    held, number = allowed > 0 and device.type == "cuda", device.index
+    if held:
+        number = torch.cuda.current_device() if number is None else number
+        total = torch.cuda.get_device_properties(number).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(allowed / total, 1.0), number)
     try:
         with measured(context.device) as peak:
             yield peak
     finally:
-        if allowed and cuda:
-            torch.cuda.set_per_process_memory_fraction(1.0, context.device)
+        if held:
+            torch.cuda.set_per_process_memory_fraction(1.0, number)
     if allowed and peak.bytes > allowed:
         context.warn(f"a model took {peak.bytes / 1e9:.1f} GB, more than the {allowed / 1e9:.1f} GB that it was given")
 
@@ -493,9 +495,10 @@ def _store_as_nf4(module: nn.Module, dtype: torch.dtype) -> None:
 def _offload_to_memory(module: nn.Module, placement: Placement) -> None:
     """To the machine's memory, from an accelerator."""
     if placement.offload == "model":
-        from accelerate import cpu_offload_with_hook
+        from accelerate import cpu_offload
 
-        cpu_offload_with_hook(module, torch.device(placement.device))
+        # It comes for each call and goes after it: which model follows is known to a pipeline only.
+        cpu_offload(module, torch.device(placement.device), preload_module_classes=[type(module).__name__])
     elif placement.offload == "group":
         from diffusers.hooks.group_offloading import apply_group_offloading
 

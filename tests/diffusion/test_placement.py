@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from backend.diffusion.placement import (
     PRESET_BYTES,
     Footprint,
     Placement,
+    _offload_to_memory,
+    _store,
     check,
     choose,
     choose_for,
@@ -120,6 +123,32 @@ def test_a_whole_model_comes_and_goes_with_model_offload(plain: Any, tmp_path: P
     assert resident_bytes(unet) == 0
     assert most_resident(unet) == resident_bytes(plain)
     assert resident_bytes(unet) == 0
+
+
+@pytest.mark.parametrize("storage", ["same", "fp8"])
+@pytest.mark.parametrize("offload", ["model", "group", "sequential"])
+def test_offload_to_the_machines_memory_changes_no_number(offload: Any, storage: Any) -> None:
+    """The way of accelerators, walked on the CPU: the same hooks, from memory to memory."""
+    unet, whole = middle_unet(), place(middle_unet(), Placement(storage=storage))
+    placement = Placement(storage=storage, offload=offload)
+    _store(unet, placement)
+    _offload_to_memory(unet, placement)
+    torch.testing.assert_close(run(unet), run(whole), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(run(unet), run(whole), rtol=1e-4, atol=1e-5)
+
+
+def test_the_limit_is_put_on_the_right_card_and_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[tuple[float, int]] = []
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 3)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda number: SimpleNamespace(total_memory=40 * 10**9))
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda share, at: shares.append((share, at)))
+    for name in ("synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda device: None)
+    monkeypatch.setattr("torch.cuda.max_memory_allocated", lambda device: 7)
+    for device, number in (("cuda", 3), ("cuda:1", 1)):
+        with limited(replace(Context.quiet(device=device), memory_bytes=10**10)) as peak:
+            assert shares == [(0.25, number)]
+        assert peak.bytes == 7 and shares.pop() == (1.0, number) and shares.pop() == (0.25, number)
 
 
 def test_fp8_and_offload_together(plain: Any, tmp_path: Path) -> None:
