@@ -34,7 +34,7 @@ ARMS = ((11, 13, 15, 17, 19, 21), (12, 14, 16, 18, 20, 22))
 LEGS = ((23, 25, 27, 29, 31), (24, 26, 28, 30, 32))
 """Landmarks of the left and the right limb."""
 
-ARM_JOINTS, LEG_JOINTS = ("shoulder", "elbow", "wrist"), ("hip", "knee", "ankle", "foot")
+ARM_JOINTS, LEG_JOINTS = ("collar", "shoulder", "elbow", "wrist"), ("hip", "knee", "ankle", "foot")
 _BONES = ((11, 13), (12, 14), (13, 15), (14, 16), (23, 25), (24, 26), (25, 27), (26, 28))
 _ACROSS = ((12, 11), (24, 23))
 
@@ -106,12 +106,12 @@ class CheckSettings:
     off_m: float = 0.10
     off_share: float = 0.06
     identity_cosine: float = 0.30
-    face_colour: float = 16.0
+    face_colour: float = 20.0
     looks: float = 9.0
     looks_deviations: float = 6.0
-    outline: float = 0.80
+    outline: float = 0.85
     outline_least: float = 0.45
-    focus: float = 0.35
+    focus: float = 0.40
 
 
 def mirrored_limbs(pose: np.ndarray, joints: tuple[str, ...]) -> np.ndarray:
@@ -339,6 +339,7 @@ __all__ = [
     "REASONS",
     "WORDS",
     "CheckSettings",
+    "FACE_PART",
     "DetectorNoise",
     "KeypointDetector",
     "MediapipeKeypoints",

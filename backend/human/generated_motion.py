@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 SHOW, LOOK, CHECK = "Show the person in motion", "Find the poses again", "Check the frames"
 
+FACING = 0.6
+"""Cosine between the head's direction and the camera from which on a face is looked at."""
+
 
 @dataclass(frozen=True)
 class FrameSettings:
@@ -131,6 +134,7 @@ class CheckedMotion:
         readings: The reading behind a "swap", "" elsewhere.
         turns_deg: [F] mean correction of the body's joints, NaN where nobody was found.
         errors_px: [F, 2] median keypoint error before and after, NaN where nobody was found.
+        made_by: What made frames, masks and decisions.
     """
 
     made: GeneratedMotion
@@ -141,6 +145,7 @@ class CheckedMotion:
     readings: tuple[str, ...]
     turns_deg: np.ndarray
     errors_px: np.ndarray
+    made_by: Mapping[str, str]
 
     def kept(self) -> list[int]:
         """Indices of the frames that are used."""
@@ -197,7 +202,6 @@ def check_motion(
     helpers: Helpers,
     context: Context,
     settings: FrameSettings | None = None,
-    notes: TargetNotes | None = None,
 ) -> CheckedMotion:
     """Find the poses again, correct them, and decide which frames are used.
 
@@ -207,9 +211,9 @@ def check_motion(
         helpers: Detector, identity, matting.
         context: Progress and cancelling.
         settings: How.
-        notes: Where it is noted what made the masks.
     """
-    settings, notes = settings or FrameSettings(), notes or TargetNotes()
+    settings, notes = settings or FrameSettings(), TargetNotes()
+    notes.made_by["generated frames"] = ", ".join(made.sources)
     found: list[PoseObservation | None] = []
     for number, frame in enumerate(made.frames):
         context.progress(LOOK, number, len(made.frames), made.motion.name)
@@ -227,17 +231,22 @@ def check_motion(
         view = shown.proxy(subject)
         overlaps.append(_overlap(soft, subject, shown, made.camera))
         looks.append(checks.looks_of(shown.image, _part_map(parts, view), shown.mask))
+        if _facing(subject, poses[number], shifts[number], made.camera) < FACING:
+            looks[-1][checks.FACE_PART] = np.nan  # hair may hang before a face that is turned away
         focus.append(checks.sharpness(shown.image, shown.mask))
     other = checks.strangers(np.stack(looks), _photo_looks(subject, parts), settings.check)
     other |= _other_faces(subject, made, poses, shifts, helpers.identity(), settings.check, notes)
     usual = np.array([not reason for reason in reasons])
-    for reason, wrong in (
-        ("identity", other),
+    for reason, wrong in (  # what is said about a frame is what explains most
         ("outline", _below(np.array(overlaps), usual, settings.check.outline, settings.check.outline_least)),
         ("blur", _below(np.array(focus), usual, settings.check.focus)),
+        ("identity", other),
     ):
-        reasons = [before or (reason if bad else "") for before, bad in zip(reasons, wrong, strict=True)]
-    return CheckedMotion(made, poses, shifts, masks, tuple(reasons), tuple(readings), *numbers)
+        reasons = [
+            reason if bad and before not in ("nobody", "swap") else before
+            for before, bad in zip(reasons, wrong, strict=True)
+        ]
+    return CheckedMotion(made, poses, shifts, masks, tuple(reasons), tuple(readings), *numbers, notes.made_by)
 
 
 def _below(values: np.ndarray, usual: np.ndarray, share: float, least: float = 0.0) -> np.ndarray:
@@ -384,7 +393,7 @@ def _other_faces(
     if identity is None or known is None:
         return wrong
     for number in range(len(wrong)):
-        if _facing(subject, poses[number], shifts[number], made.camera) < 0.6:
+        if _facing(subject, poses[number], shifts[number], made.camera) < FACING:
             continue
         mask = np.zeros(made.frames.shape[1:3], np.float32)
         shown = Pictured(made.frames[number], mask, made.camera, poses[number], shifts[number], np.zeros(52), False)

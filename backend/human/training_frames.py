@@ -92,14 +92,13 @@ def training_frames(
         UserError: If too many frames are refused.
         Cancelled: If the user cancelled.
     """
-    settings, notes = settings or FrameSettings(), TargetNotes()
+    settings = settings or FrameSettings()
     camera = motion_camera(subject, motions, settings.width_px, settings.height_px)
     checked = []
     for motion in motions:
         made = generate_motion(subject, motion, camera, generator, context, settings)
-        notes.by("generated frames", generator, "")
-        checked.append(check_motion(subject, made, helpers, context, settings, notes))
-    return training_set(subject, checked, helpers, context, settings, mix, more_photos, notes)
+        checked.append(check_motion(subject, made, helpers, context, settings))
+    return training_set(subject, checked, helpers, context, settings, mix, more_photos)
 
 
 def training_set(
@@ -110,7 +109,6 @@ def training_set(
     settings: FrameSettings | None = None,
     mix: csr_matrix | None = None,
     more_photos: Sequence[Pictured] = (),
-    notes: TargetNotes | None = None,
 ) -> TrainingSet:
     """Targets of the frames that stay, and of the photographs; see `training_frames`.
 
@@ -118,7 +116,9 @@ def training_set(
         UserError: If too many frames were refused.
         Cancelled: If the user cancelled.
     """
-    settings, notes = settings or FrameSettings(), notes or TargetNotes()
+    settings, notes = settings or FrameSettings(), TargetNotes()
+    for motion in checked:
+        notes.made_by.update(motion.made_by)
     report = report_of(checked, settings)
     labels = vertex_labels(subject)
     captured = [photo.framed(longest_px=settings.captured_px) for photo in (photo_of(subject), *more_photos)]

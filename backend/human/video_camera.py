@@ -76,7 +76,7 @@ def motion_camera(
     weights, twist = subject.body.twist.skin_weights[chosen], subject.body.twist
     points = []
     for motion in motions:
-        for pose, shift in zip(motion.poses[::4], subject.translations_m(motion)[::4], strict=True):
+        for pose, shift in zip(motion.poses[::5], subject.translations_m(motion)[::5], strict=True):
             moved = vertex_transforms(subject.personal.joints_m, pose, weights, shift, twist)
             points.append(apply_transforms(moved, rest))
     x, y, z = np.concatenate(points).T

@@ -13,19 +13,21 @@ from functools import lru_cache
 import numpy as np
 
 from backend.context import Context
-from backend.diffusion.interfaces import PoseTrack
+from backend.diffusion.interfaces import PoseTrack, Source
 from backend.human.camera import PinholeCamera
 from backend.human.frame_checks import DetectorNoise
 from backend.human.model import BodyModel, load_default_body
 from backend.human.personal import Personal
 from backend.human.pose_tracks import PoseSequence, ground, training_motions
-from backend.human.video_camera import Subject, motion_camera, motion_track
+from backend.human.video_camera import Subject, motion_camera
 from backend.perception.labels import Label
 from backend.perception.landmarks import PoseObservation
 from backend.perception.people import Person
 from tests.oracles.bodies import Array
+from tests.oracles.mesh_renderer import Lamp, Picture, draw
 from tests.oracles.moving_figures import MovingFigure, make_moving, place
-from tests.oracles.video_defects import Defects, OracleVideo, shown_poses
+from tests.oracles.scene import Camera
+from tests.oracles.video_defects import Defects, shown_poses
 from tests.oracles.wardrobe import DEVELOPMENT
 
 WIDTH, HEIGHT = 180, 320
@@ -74,8 +76,7 @@ def subject(number: int = 0, yaw_deg: float = 0.0) -> Subject:
     shown = still(pose, number)
     bare = _subject(_blank(), body, oracle.joints_m, pose, shown.pelvis_m[0], number, _camera())
     camera = motion_camera(bare, [shown], 360, 640)
-    whole = motion_track(replace(bare, personal=replace(bare.personal, camera=camera)), shown, camera)
-    picture = next(OracleVideo(figure(number), Defects(0, ()), warm_up=6).pictures(whole))
+    picture = render(number, pose, shown.pelvis_m[0], camera)
     alpha = picture.rgba[..., 3] / 255.0
     image = np.round(picture.rgba[..., :3] * alpha[..., None] + 200 * (1 - alpha[..., None])).astype(np.uint8)
     names = np.array([LAYER_LABELS[name] for name in figure(number).layers] + [Label.NONE], np.uint8)
@@ -136,7 +137,8 @@ class KnowingDetector:
     Attributes:
         poses: [F, 55, 3] as shown. pelvis_m: [F, 3]. camera: Of the frames.
         numbers: [F] which figure is shown.
-        seed: Of the noise. px: Of the noise. bones: Noise of the world landmarks, metres.
+        seed: Of the noise. px: Of the noise. bones_m: Noise of the world landmarks.
+        noise: What it says of itself. frame: The next one.
     """
 
     poses: Array
@@ -147,11 +149,11 @@ class KnowingDetector:
     px: float = 1.0
     bones_m: float = 0.02
     noise: DetectorNoise = field(default_factory=lambda: DetectorNoise(px=1.0, m=0.0, bias_m=0.0, depth=0.15))
-    _next: int = 0
+    frame: int = 0
 
     def detect(self, image: np.ndarray) -> PoseObservation | None:
         """The next frame's landmarks."""
-        frame, self._next = self._next, self._next + 1
+        frame, self.frame = self.frame, self.frame + 1
         rng = np.random.default_rng([self.seed, frame])
         points = landmarks(self.numbers[frame], self.poses[frame], self.pelvis_m[frame])
         pixels = self.camera.project(points) + self.px * rng.normal(size=(33, 2))
@@ -161,29 +163,53 @@ class KnowingDetector:
 
 
 @dataclass
-class ScriptedVideo:
-    """An oracle video whose frames may be spoiled one by one.
+class SkinnedVideo:
+    """A `VideoGenerator` without cloth simulation, whose frames may be spoiled one by one.
 
     Attributes:
-        video: Shows the figure.
-        asked: Changes the poses [F, 55, 3] that are shown; the track keeps those that were asked for.
-        spoil: Changes the frames [F, H, W, 3].
+        numbers: Which figure each frame shows. poses: What is really shown, from what is asked.
+        spoil: Changes frame K of uint8 [H, W, 3].
     """
 
-    video: OracleVideo
-    asked: Callable[[Array], Array] = lambda poses: poses
-    spoil: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
-
-    @property
-    def sources(self) -> tuple:
-        """As the oracle's."""
-        return self.video.sources
+    numbers: Sequence[int]
+    poses: Callable[[Array], Array] = lambda poses: poses
+    spoil: Callable[[int, np.ndarray], np.ndarray] = lambda _, frame: frame
+    sources: tuple[Source, ...] = (Source("oracle of skinned figures", "", "GPL-3.0-or-later", True),)
+    asked: list[PoseTrack] = field(default_factory=list)
+    references: list[np.ndarray] = field(default_factory=list)
 
     def generate(self, reference: np.ndarray, track: PoseTrack, prompt: str, context: Context) -> np.ndarray:
         """See `VideoGenerator`."""
-        assert track.poses is not None
-        shown = replace(track, poses=self.asked(track.poses.copy()))
-        return self.spoil(self.video.generate(reference, shown, prompt, context))
+        assert track.poses is not None and track.pelvis_m is not None and track.w2c is not None
+        self.asked.append(track)
+        self.references.append(reference)
+        camera = PinholeCamera(
+            track.w2c, track.focal_px, track.focal_px, track.width / 2, track.height / 2, track.width, track.height
+        )
+        frames = []
+        for k, pose in enumerate(self.poses(track.poses.astype(np.float64))):
+            context.raise_if_cancelled()
+            picture = render(self.numbers[k], pose, track.pelvis_m[k], camera)
+            alpha = picture.rgba[..., 3:] / 255.0
+            frame = np.round(picture.rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+            frames.append(self.spoil(k, frame))
+        return np.stack(frames)
+
+
+def render(number: int, pose: Array, pelvis_m: Array, camera: PinholeCamera) -> Picture:
+    """A figure whose clothes only follow the bones."""
+    view = (camera.fx, camera.width, camera.height)
+    arrays = (np.asarray(array, np.float64).tobytes() for array in (pose, pelvis_m, camera.w2c))
+    return _rendered(number, *arrays, *view)
+
+
+@lru_cache(maxsize=100)
+def _rendered(number: int, pose: bytes, pelvis: bytes, w2c: bytes, focal: float, width: int, height: int) -> Picture:
+    shown = figure(number)
+    posed = place(shown.body, np.frombuffer(pose).reshape(55, 3), np.frombuffer(pelvis))
+    cloths = [posed.carry(layer.cloth.points_m, layer.cloth.weights) for layer in shown.clothed]
+    camera = Camera(np.frombuffer(w2c).reshape(4, 4), focal, width, height)
+    return draw(shown.dress(posed, cloths).meshes, camera, Lamp())
 
 
 def truly_shown(poses: Array, defects: Defects) -> Array:
