@@ -27,7 +27,7 @@ def main() -> int:
     """
     options = [argument for argument in sys.argv[1:] if argument in (REAL_BLENDER, IF_POSSIBLE)]
     arguments = [argument for argument in sys.argv[1:] if argument not in options]
-    python = str(environment.ready("cpu", "blender", "dev"))
+    python = str(environment.ready("cpu", "diffusion", "blender", "dev"))
     for blender in environment.OTHER_BLENDERS:
         environment.ready_other_blender(blender)
     settings = environment.clean_environment() | ONE_THREAD
