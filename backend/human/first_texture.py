@@ -51,7 +51,7 @@ def first_texture(
         captured: Photographs; where several see a point, the one that faces it most decides.
         generated: Some of the generated frames, spread over the motion; the median of those that see a point counts.
     """
-    photos = [_seen(picture, subject, mix) for picture in captured]
+    photos = [seen_colours(picture, subject, mix) for picture in captured]
     photo, sure = np.full((mix.shape[0], 3), _GREY, np.float32), np.zeros(mix.shape[0], np.float32)
     for colours, confidence in photos:
         better = confidence > sure
@@ -76,7 +76,7 @@ def _median(generated: Sequence[Pictured], subject: Subject, mix: sparse.csr_mat
     stack = np.zeros((len(generated), mix.shape[0], 3), np.uint8)
     seen = np.zeros((len(generated), mix.shape[0]), bool)
     for number, picture in enumerate(generated):
-        colours, confidence = _seen(picture, subject, mix)
+        colours, confidence = seen_colours(picture, subject, mix)
         stack[number] = np.round(255 * colours)
         seen[number] = confidence > SURE
     count = seen.sum(0)
@@ -88,7 +88,7 @@ def _median(generated: Sequence[Pictured], subject: Subject, mix: sparse.csr_mat
     return np.where((count > 0)[:, None], middle, _GREY).astype(np.float32), count > 0
 
 
-def _seen(picture: Pictured, subject: Subject, mix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+def seen_colours(picture: Pictured, subject: Subject, mix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Colours [N, 3] of a picture at the body's points, and how far it determines them [N] 0..1."""
     view = picture.proxy(subject)
     points = mix @ view.points_camera_m
@@ -109,4 +109,4 @@ def _seen(picture: Pictured, subject: Subject, mix: sparse.csr_matrix) -> tuple[
     return sample_photo(picture.image, pixels, footprint), confidence
 
 
-__all__ = ["FirstTexture", "first_texture"]
+__all__ = ["SURE", "FirstTexture", "first_texture", "seen_colours"]

@@ -59,16 +59,18 @@ class Person:
     warnings: tuple[str, ...]
 
 
-def find_person(image: np.ndarray, which: int, context: Context) -> Person:
+def find_person(image: np.ndarray, which: int, context: Context, from_behind: bool = False) -> Person:
     """Find the people of a photo and describe one of them.
 
     Args:
         image: [H, W, 3] uint8 RGB working image.
         which: 0 takes the largest person, 1 the next, and so on.
         context: Progress and cancelling.
+        from_behind: The person may be seen from behind; there is no face then, whatever the face network says.
 
     Raises:
-        UserError: Nobody is there, there are fewer people than `which` asks for, or the person is seen from behind.
+        UserError: Nobody is there, there are fewer people than `which` asks for, or the person is seen from behind
+            though that is not allowed.
     """
     context.progress(STAGE, 0, 5, "people")
     people = _people(image)
@@ -93,8 +95,13 @@ def find_person(image: np.ndarray, which: int, context: Context) -> Person:
     pose, spread_px = pose_over_crops(shown, first)
     context.progress(STAGE, 2, 5, "face and hands")
     face_px = detect_face(shown, pose)
-    _refuse_back_view(pose, bool(len(face_px)))
-    if not len(face_px):
+    if is_back := _is_back_view(pose, bool(len(face_px))):
+        if not from_behind:
+            raise UserError(
+                "The person is seen from behind; use a photo in which the face is visible.", kind="BAD_IMAGE"
+            )
+        face_px = face_px[:0]
+    if not len(face_px) and not is_back:
         warnings.append(
             "No face was recognised, so the head keeps the model's face; a larger or clearer face gives a likeness."
         )
@@ -154,19 +161,15 @@ def _hide(image: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     return np.where(grown[..., None] > 0, filled, image).astype(np.uint8)
 
 
-def _refuse_back_view(pose: PoseObservation, has_face: bool) -> None:
-    """Raise where shoulders and hips are the wrong way round.
+def _is_back_view(pose: PoseObservation, has_face: bool) -> bool:
+    """Whether shoulders and hips are the wrong way round.
 
     Where both are, a face does not count: the face network sees one in the hair of a head from behind now and then.
-
-    Raises:
-        UserError: The person is seen from behind.
     """
     shoulders = pose.keypoints_px[11, 0] < pose.keypoints_px[12, 0]
     hips = pose.keypoints_px[23, 0] < pose.keypoints_px[24, 0]
     hips_unseen = pose.visibility[[23, 24]].min() < 0.5
-    if shoulders and ((hips and not hips_unseen) or (not has_face and (hips or hips_unseen))):
-        raise UserError("The person is seen from behind; use a photo in which the face is visible.", kind="BAD_IMAGE")
+    return bool(shoulders and ((hips and not hips_unseen) or (not has_face and (hips or hips_unseen))))
 
 
 __all__ = ["Label", "Person", "find_person"]
