@@ -56,7 +56,7 @@ class EFFIGY_PT_main(_Sidebar, bpy.types.Panel):
         missing = session.current().backend_problem(context)
         if missing:
             box = layout.box()
-            text_lines(box, context, missing, "ERROR")
+            text_lines(box, context, missing[:1].upper() + missing[1:], "ERROR")
             box.operator("effigy.show_preferences", icon="PREFERENCES")
 
 

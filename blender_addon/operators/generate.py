@@ -134,7 +134,9 @@ class EFFIGY_OT_clear_jobs(bpy.types.Operator):
     def execute(self, context: bpy.types.Context) -> set[str]:
         """What failed or was interrupted stays: it can be tried again."""
         queue = session.current().queue
-        for job in queue.jobs if queue is not None else ():
+        if queue is None:
+            return {"CANCELLED"}
+        for job in queue.jobs:
             if job.status in ("done", "cancelled"):
                 queue.forget(job.job_id) if job.status == "done" else queue.remove(job.job_id)
         return {"FINISHED"}

@@ -25,6 +25,9 @@ export DISPLAY=:$(cat /tmp/display)
 field() { python3 -c "import json,sys; s = json.load(open('/out/state.json')); print($1)" 2> /dev/null || true; }
 wait_for() { for k in $(seq $2); do [ "$(field "$1")" = True ] && return 0; sleep 0.5; done
   echo "waited in vain for: $1"; import -window root /out/timeout.png; tail -20 /out/blender.log; exit 1; }
+attempt() { for k in 1 2 3 4 5 6; do eval "$2"; for j in $(seq 12); do [ "$(field "$1")" = True ] && return 0
+  sleep 0.5; done; xdotool key Escape sleep 1; done
+  echo "tried in vain: $2"; import -window root /out/timeout.png; tail -20 /out/blender.log; exit 1; }
 keep() { cp /out/state.json /out/$1.json; import -window root /out/$1.png; }
 """
 

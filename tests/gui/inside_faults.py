@@ -22,7 +22,7 @@ import bpy
 
 ADDON = "bl_ext.user_default.effigy"
 PHOTO = Path(__file__).resolve().parent.parent.parent / "scripts" / "data" / "collins.png"
-PATIENCE_S = 90.0
+PATIENCE_S = 120.0
 
 Answer = dict[str, Any]
 Scenario = Iterator[Callable[[], object]]
@@ -51,9 +51,13 @@ def open_sidebar() -> None:
     view()["area"].spaces[0].show_region_ui = True
 
 
-def choose_tab() -> None:
-    """Our tab, so that the panels are drawn while things happen; the sidebar must have been drawn before."""
-    next(r for r in view()["area"].regions if r.type == "UI").active_panel_category = "Effigy"
+def choose_tab() -> float | None:
+    """Our tab, so that the panels are drawn while things happen; a timer until the sidebar has been drawn once."""
+    try:
+        next(r for r in view()["area"].regions if r.type == "UI").active_panel_category = "Effigy"
+    except AttributeError:
+        return 0.3
+    return None
 
 
 def generate(name: str) -> str:
@@ -103,8 +107,7 @@ def files(answer: Answer) -> Scenario:
     bpy.ops.wm.read_homefile()
     yield after(0.5)
     open_sidebar()
-    yield after(1.0)
-    choose_tab()
+    yield lambda: choose_tab() is None
     answer["alive"] = is_alive(pid) and job(first).status == "running"
     yield has_ended(first)
     yield after(1.5)
@@ -173,6 +176,25 @@ def hand(answer: Answer) -> Scenario:
     subprocess.run(["xdotool", "key", "Escape"], check=True)
     yield lambda: len(rigs()) == 2
     answer["after"] = rigs()
+
+
+def pictures(answer: Answer) -> Scenario:
+    """The photo is taken from an Image Editor, and from the active reference image."""
+    shown, other = (bpy.data.images.new(name, 8, 8) for name in ("shown", "reference"))
+    place = next(a for a in view()["window"].screen.areas if a.type == "PROPERTIES")
+    place.ui_type = "IMAGE_EDITOR"
+    place.spaces.active.image = shown
+    yield after(1.0)
+    call("effigy.use_editor_image")
+    answer["editor"] = bpy.context.scene.effigy.image.name
+    place.ui_type = "PROPERTIES"
+    empty = bpy.data.objects.new("reference", None)
+    empty.empty_display_type, empty.data = "IMAGE", other
+    bpy.context.scene.collection.objects.link(empty)
+    bpy.context.view_layer.objects.active = empty
+    yield after(1.0)
+    call("effigy.use_editor_image")
+    answer["reference"] = bpy.context.scene.effigy.image.name
 
 
 def lies(answer: Answer) -> Scenario:
@@ -277,7 +299,7 @@ def pair(answer: Answer) -> Scenario:
         return
     yield has_ended(second)
     answer["second"] = [job(second).status, len(rigs())]
-    answer["jobs"] = len(session().queue.jobs)
+    answer["jobs"] = sum(found.title == f"slow_{name}" for found in session().queue.jobs)
 
 
 class Player:
@@ -318,7 +340,7 @@ def main() -> None:
         return player.tick()
 
     bpy.app.timers.register(open_sidebar, first_interval=1.5)
-    bpy.app.timers.register(choose_tab, first_interval=3.0)
+    bpy.app.timers.register(choose_tab, first_interval=2.5)
     bpy.app.timers.register(tick, first_interval=3.5, persistent=True)
 
 

@@ -64,6 +64,7 @@ def report() -> float:
         "active": bpy.context.view_layer.objects.active.name if bpy.context.view_layer.objects.active else "",
         "photo": bpy.context.scene.effigy.image.name if bpy.context.scene.effigy.image else "",
         "regions": regions,
+        "tab": next(r for r in view()["area"].regions if r.type == "UI").active_panel_category,
         "browser": [browser.x, browser.y, browser.width, browser.height] if browser else [],
         "preset": bpy.context.scene.effigy.body.preset,
     }

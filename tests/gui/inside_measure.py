@@ -105,11 +105,16 @@ def sidebar() -> None:
     area.spaces[0].show_region_ui = True
 
 
-def tab() -> None:
+def tab() -> float | None:
+    """Our tab, as soon as the sidebar has been drawn once; then the clocks."""
     area = next(a for a in bpy.context.window_manager.windows[0].screen.areas if a.type == "VIEW_3D")
-    next(r for r in area.regions if r.type == "UI").active_panel_category = "Effigy"
+    try:
+        next(r for r in area.regions if r.type == "UI").active_panel_category = "Effigy"
+    except AttributeError:
+        return 0.3
     time_timer()
     time_panels()
+    return None
 
 
 def step() -> float | None:

@@ -113,6 +113,15 @@ def look(rotation: tuple[float, float, float], height_m: float, distance_m: floa
     space.lens = 60.0
 
 
+def has_tab() -> bool:
+    """Choose our tab; the sidebar must have been drawn once."""
+    try:
+        next(r for r in area().regions if r.type == "UI").active_panel_category = "Effigy"
+    except AttributeError:
+        return False
+    return True
+
+
 def play() -> Iterator[Callable[[], object]]:
     area().spaces[0].show_region_ui = True
     bpy.context.preferences.system.use_region_overlap = False
@@ -124,7 +133,7 @@ def play() -> Iterator[Callable[[], object]]:
     space.show_gizmo = False
     space.shading.color_type = "MATERIAL"
     yield after(1.5)
-    next(r for r in area().regions if r.type == "UI").active_panel_category = "Effigy"
+    yield has_tab
     yield after(1.0)
     if os.environ.get("EFFIGY_PICTURE_BUNDLE"):
         call("effigy.drop_photo", filepath=str(ROOT / "scripts" / "data" / "collins.png"))

@@ -61,6 +61,7 @@ class StandIn:
             message = protocol.decode_client(line)
             if isinstance(message, Run):
                 say(Accepted(message.job_id))
+                self.cancelled.discard(message.job_id)
                 self.orders.put(message)
             elif isinstance(message, Cancel):
                 say(Cancelling(message.job_id))

@@ -15,7 +15,7 @@ from tests.gui.desktop import Desktop
 
 pytestmark = pytest.mark.gui
 
-SCENARIOS = ("files", "undo", "hand", "waiting", "lies", "disable", "quitting", "pair")
+SCENARIOS = ("files", "undo", "hand", "pictures", "waiting", "lies", "disable", "quitting", "pair")
 
 STAND_IN = """
 printf '#!/bin/sh\\nexec python3 {root}/tests/gui/stand_in.py "$@"\\n' > /out/stand-in
@@ -26,7 +26,7 @@ chmod +x /out/stand-in
 _PLAY = """
 export EFFIGY_BACKEND_PYTHON=/out/stand-in EFFIGY_STAND_IN_S=3
 play() {
-  timeout 120 blender --window-geometry 0 0 900 650 -P {root}/tests/gui/inside_faults.py -- $1 > /out/$1.log 2>&1
+  timeout 300 blender --window-geometry 0 0 900 650 -P {root}/tests/gui/inside_faults.py -- $1 > /out/$1.log 2>&1
   echo $? > /out/$1.code; }
 """
 
@@ -47,24 +47,24 @@ def answers(desktop: Desktop) -> dict[str, dict[str, Any]]:
     lines = [f"play {name}" for name in SCENARIOS if name != "pair"]
     lines.insert(lines.index("play quitting") + 1, _AFTER_QUIT)
     script = "\n".join([STAND_IN, _PLAY, *lines, "play pair_a & A=$!; play pair_b & B=$!; wait $A $B"])
-    Desktop(desktop.debian, desktop.out, (900, 650)).play(script, timeout_s=900)
+    Desktop(desktop.debian, desktop.out, (900, 650)).play(script, timeout_s=1500)
     found = {}
     for name in (*SCENARIOS[:-1], "pair_a", "pair_b"):
         log = (desktop.out / f"{name}.log").read_text("utf-8", errors="replace")
         place = desktop.out / f"{name}.json"
         assert place.is_file(), f"{name} did not come to its end:\n{log[-3000:]}"
-        found[name] = json.loads(place.read_text("utf-8")) | {"log": log}
-        found[name]["code"] = (desktop.out / f"{name}.code").read_text().strip()
+        found[name] = json.loads(place.read_text("utf-8")) | {"console": log}
+        found[name]["exit"] = (desktop.out / f"{name}.code").read_text().strip()
         assert "error" not in found[name], f"{name}: {found[name]['error']}"
     return found
 
 
 @pytest.mark.parametrize("name", [*SCENARIOS[:-1], "pair_a", "pair_b"])
 def test_11_blender_prints_no_traceback_and_ends_well(answers: dict[str, Any], name: str) -> None:
-    log = answers[name]["log"]
+    log = answers[name]["console"]
     assert "Traceback" not in log and "ReferenceError" not in log and "EXCEPTION" not in log, log[-3000:]
     bad = [line for line in log.splitlines() if re.match(r"\s*Error", line) and not any(h in line for h in _EXPECTED)]
-    assert bad == [] and answers[name]["code"] == "0"
+    assert bad == [] and answers[name]["exit"] == "0"
 
 
 def test_11_a_new_file_is_left_alone_and_the_result_waits_to_be_brought(answers: dict[str, Any]) -> None:
@@ -86,6 +86,10 @@ def test_a_result_waits_for_a_free_hand(answers: dict[str, Any]) -> None:
     answer = answers["hand"]
     assert answer["in_edit_mode"] == [[], "EDIT_MESH", True]
     assert answer["while_dragging"] == ["quick_edit"] and answer["after"] == ["quick_drag", "quick_edit"]
+
+
+def test_a_photo_is_taken_from_an_image_editor_and_from_a_reference_image(answers: dict[str, Any]) -> None:
+    assert [answers["pictures"][name] for name in ("editor", "reference")] == ["shown", "reference"]
 
 
 def test_jobs_queue_and_are_cancelled_and_started_again(answers: dict[str, Any]) -> None:
