@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from backend.context import Context
 from backend.diffusion.interfaces import Source, Surface
-from backend.errors import Cancelled, UserError
+from backend.errors import MODEL_MISSING, Cancelled, UserError
 from backend.human import frame_checks as checks
 from backend.human.first_texture import first_texture
 from backend.human.frame_targets import Helpers, Pictured, plain_mask, vertex_labels
@@ -27,6 +28,7 @@ from backend.human.generated_motion import (
     photo_of,
     report_of,
 )
+from backend.human.installed_helpers import installed_helpers
 from backend.human.pose_refinement import RefineSettings, Skeleton, calibrate, refine_pose, smoothed, turned
 from backend.human.pose_tracks import PoseSequence, training_motions
 from backend.human.training_frames import TrainingSet, training_frames, training_set
@@ -565,3 +567,25 @@ def test_pictures_are_cropped_to_the_person() -> None:
 def test_generated_motion_keeps_what_made_it() -> None:
     made: GeneratedMotion = clean().made
     assert made.sources == ("oracle of skinned figures (GPL-3.0-or-later)",)
+
+
+def test_models_that_are_not_installed_are_not_missed(tmp_path: Path) -> None:
+    class Nothing:
+        def folder(self, model_id: str) -> Path:
+            raise UserError(f"{model_id} is not installed", MODEL_MISSING)
+
+        def source(self, model_id: str) -> Source:
+            raise AssertionError(model_id)
+
+    class Broken(Nothing):
+        def folder(self, model_id: str) -> Path:
+            return tmp_path
+
+        def source(self, model_id: str) -> Source:
+            return Source(model_id, "", "MIT", True)
+
+    found = installed_helpers(Nothing(), CONTEXT)
+    assert isinstance(found.detector, checks.MediapipeKeypoints) and found.surface() == ()
+    assert [make() for make in (found.identity, found.matting, found.parsing, found.albedo, found.face)] == [None] * 5
+    with pytest.raises((UserError, OSError)):
+        installed_helpers(Broken(), CONTEXT).matting()
