@@ -227,13 +227,12 @@ def check_motion(
         context.progress(CHECK, number, len(made.frames), made.motion.name)
         soft = masks[number].astype(np.float32) / 255
         shown = Pictured(frame, soft, made.camera, poses[number], shifts[number], made.motion.actions[number], False)
-        shown = shown.framed()
         view = shown.proxy(subject)
-        overlaps.append(_overlap(soft, subject, shown, made.camera))
-        looks.append(checks.looks_of(shown.image, _part_map(parts, view), shown.mask))
+        overlaps.append(checks.overlap(soft, view.nearest.covered))
+        looks.append(checks.looks_of(frame, _part_map(parts, view), soft))
         if _facing(subject, poses[number], shifts[number], made.camera) < FACING:
             looks[-1][checks.FACE_PART] = np.nan  # hair may hang before a face that is turned away
-        focus.append(checks.sharpness(shown.image, shown.mask))
+        focus.append(checks.sharpness(frame, soft))
     other = checks.strangers(np.stack(looks), _photo_looks(subject, parts), settings.check)
     other |= _other_faces(subject, made, poses, shifts, helpers.identity(), settings.check, notes)
     usual = np.array([not reason for reason in reasons])
@@ -347,12 +346,6 @@ def _masks(
     how = "difference from the white background" if plain == len(masks) else "networks of mediapipe and a graph cut"
     notes.by("masks of generated frames", matting, how)
     return masks
-
-
-def _overlap(mask: np.ndarray, subject: Subject, shown: Pictured, camera: PinholeCamera) -> float:
-    """Overlap of the whole frame's mask with the body, wherever in the frame that is."""
-    whole = replace(shown, image=np.zeros((1, 1, 3), np.uint8), mask=mask, camera=camera)
-    return checks.overlap(mask, whole.proxy(subject).nearest.covered)
 
 
 def _part_map(parts: np.ndarray, view: MeshView) -> np.ndarray:

@@ -31,10 +31,14 @@ from backend.human.generated_motion import (
 from backend.human.installed_helpers import installed_helpers
 from backend.human.pose_refinement import RefineSettings, Skeleton, calibrate, refine_pose, smoothed, turned
 from backend.human.pose_tracks import PoseSequence, training_motions
+from backend.human.skin_field import FieldSettings, diffuse
 from backend.human.training_frames import TrainingSet, training_frames, training_set
 from backend.human.video_camera import motion_camera, motion_track, reference_picture
 from backend.perception.labels import Label
-from backend.splats.persona import make_template
+from backend.splats.optimise_persona import PersonaSettings, optimise_persona
+from backend.splats.persona import PersonaAvatar, make_template
+from backend.splats.persona_losses import PersonaWeights, frame_loss
+from backend.splats.pose_deformation import DeformationSettings
 from blender_addon.shared.skeleton import JOINT_NAMES
 from tests.human.oracle_subject import (
     HEIGHT,
@@ -525,6 +529,28 @@ def test_light_is_taken_out_without_changing_the_brightness() -> None:
     assert after == pytest.approx(before, rel=0.1)
     coat = inside & (packed.labels == Label.UPPER)
     assert made.albedo[0][coat].std() <= 1.05 * packed.image[coat].std()
+
+
+def test_an_avatar_learns_from_the_store() -> None:
+    """The frames are what the optimiser takes, and begin nearer to the pictures than grey does."""
+    person, made = subject(), learned_from()
+    assert made.texture is not None
+    weights = person.body.skin_weights
+    template = make_template(person.rest_m, person.body.triangles, weights, person.personal.joints_m, subdivisions=0)
+    template = replace(template, action_offsets_m=np.zeros((0, len(template), 3), np.float32))
+    field = diffuse(template.points_m, template.weights, FieldSettings(resolution=24, steps=10))
+    small = DeformationSettings(plane_size=16, features=4, width=16)
+    losses = []
+    for colours in (made.texture.colours, np.full_like(made.texture.colours, 0.5)):
+        torch.manual_seed(0)
+        avatar = PersonaAvatar(template, field, colours, small)
+        with torch.no_grad():
+            losses.append(float(frame_loss(avatar, made.frames[6], PersonaWeights(), None)[0]))
+    assert losses[0] < losses[1]
+    settings = PersonaSettings(epochs=1)
+    corrections = optimise_persona(avatar, made.frames[:2], settings, CONTEXT)
+    assert len(corrections.bodies) == 2
+    assert all(torch.isfinite(leaf).all() for leaf in avatar.parameters())
 
 
 # --- all of it, with the oracle's own faults
