@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +25,24 @@ PYTHON = (3, 11)  # the bpy wheel is built for this one only
 NEEDED_BYTES = 6_000_000_000  # the finished environment has 3.5 GB; wheels are unpacked beside it
 STAMP = "effigy-stamp.json"
 IMPORTS = {
-    "cpu": ("numpy", "scipy", "PIL", "numba", "cv2", "torch", "mediapipe", "zstandard", "safetensors"),
+    "cpu": (
+        "numpy",
+        "scipy",
+        "PIL",
+        "numba",
+        "cv2.ximgproc:guidedFilter",
+        "torch",
+        "mediapipe",
+        "zstandard",
+        "safetensors",
+    ),
     "diffusion": ("diffusers", "transformers", "peft", "accelerate", "ftfy", "insightface"),
     "blender": ("bpy",),
     "dev": ("pytest", "smplx", "hypothesis", "gsplat"),
     "bpy42": ("bpy",),
     "bpy50": ("bpy",),
 }
+CONTRIB = "opencv-contrib-python"
 OTHER_BLENDERS = ("bpy42", "bpy50")
 """Extras that cannot share an environment with `blender`; each has its own, `.venv-NAME`."""
 OTHER_BLENDER_BYTES = 2_000_000_000
@@ -67,7 +78,7 @@ class Plan:
     Attributes:
         folder: Where it lies.
         requirements: Pinned requirements, as pip takes them.
-        imports: Modules that the probe imports.
+        imports: What the probe imports, `module` or `module:attribute`.
         python: The interpreter that it is made from.
         needed_bytes: Free disk space that making it takes.
     """
@@ -182,8 +193,13 @@ def _make(plan: Plan, reason: str, say: Callable[[str], None]) -> None:
         say(f"{plan.folder.name}: {reason}; making it (once, some minutes; needs {plan.needed_bytes / 1e9:.0f} GB)")
         _create(plan)
     log = plan.folder / "setup.log"
+    log.unlink(missing_ok=True)
     if plan.requirements:
-        _install(plan, log, say)
+        _install(plan, plan.requirements, log, say)
+        # Two distributions unpack into cv2's folder where insightface brings the smaller one: the larger must be last.
+        last = tuple(name for name in plan.requirements if name.startswith(CONTRIB))
+        if last and _broken_opencv(plan):
+            _install(plan, ("--force-reinstall", "--no-deps", *last), log, say)
     check = _run([str(plan.interpreter), "-I", "-m", "pip", "check"])
     if check.returncode:
         first = (check.stdout.strip().splitlines() or ["pip check failed"])[0]
@@ -209,11 +225,15 @@ def _create(plan: Plan) -> None:
         raise SetupError(f"python -m venv failed: {hint}, {AGAIN}")
 
 
-def _install(plan: Plan, log: Path, say: Callable[[str], None]) -> None:
+def _broken_opencv(plan: Plan) -> bool:
+    return _run([str(plan.interpreter), "-I", "-c", _import("cv2.ximgproc:guidedFilter")]).returncode != 0
+
+
+def _install(plan: Plan, wanted: Sequence[str], log: Path, say: Callable[[str], None]) -> None:
     command = [str(plan.interpreter), "-I", "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-    command += ["--progress-bar", "off", "--no-warn-script-location", *plan.requirements]
+    command += ["--progress-bar", "off", "--no-warn-script-location", *wanted]
     display = Display(plan, say)
-    with log.open("w", encoding="utf-8") as file, subprocess.Popen(
+    with log.open("a", encoding="utf-8") as file, subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=clean_environment()
     ) as process:  # fmt: skip
         lines: queue.Queue[str | None] = queue.Queue()
@@ -317,11 +337,17 @@ def _probe(plan: Plan) -> str:
     """Import the packages in one process; empty if all went well."""
     if not plan.imports:
         return ""
-    answer = _run([str(plan.interpreter), "-I", "-c", "\n".join(f"import {name}" for name in plan.imports)])
+    answer = _run([str(plan.interpreter), "-I", "-c", "\n".join(map(_import, plan.imports))])
     if answer.returncode == 0:
         return ""
     last = (answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"])[-1]
     return f"broken ({last[:160]})"
+
+
+def _import(name: str) -> str:
+    """The statement for `module` or `module:attribute`."""
+    module, _, attribute = name.partition(":")
+    return f"from {module} import {attribute}" if attribute else f"import {module}"
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
