@@ -291,8 +291,8 @@ def arrival(folder: Path) -> dict[str, Any]:
         again = running._timer()
         rigs = [ob for ob in bpy.data.objects if ob.type == "ARMATURE"]
         answer[name] = {
-            "rigs": [ob.name for ob in rigs], "problem": running.problems.get(name, ""), "waiting": len(running.arriving),
-            "again": again, "kept": (place / "keep").is_file(),
+            "rigs": [ob.name for ob in rigs], "problem": running.problems.get(name, ""),
+            "waiting": len(running.arriving), "again": again, "kept": (place / "keep").is_file(),
         }  # fmt: skip
     answer["made_by"] = rigs[0]["effigy_made_by"]
     bpy.context.view_layer.objects.active = rigs[0]
