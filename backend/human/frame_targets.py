@@ -39,6 +39,9 @@ its Sobel filter on canonical places)."""
 SEAM_SHARE = 0.015
 """Half width of the band about it, of the person's size (released code)."""
 
+SHADE_SMOOTH = 0.02
+"""Over which light is averaged before it is taken out, of the root of the person's area."""
+
 WHITE_TOLERANCE = 0.035
 """Least difference from the background's colour that is the person, 0..1; noise of the background raises it."""
 
@@ -468,10 +471,13 @@ def unlit(picture: Pictured, view: MeshView, labels: np.ndarray, to_camera: np.n
     rgb = picture.image / 255.0
     light = find_light(normals[known], rgb[known], labels[known], np.ones(int(known.sum())), to_camera, seed)
     nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
-    shade = light.at(normals[tuple(nearest)].reshape(-1, 3))
-    factor = float(light.at(normals[known]).mean()) / shade
-    made = relit(rgb.reshape(-1, 3), factor).reshape(picture.image.shape)
-    return np.clip(np.where(picture.mask[..., None] > 0, made, rgb) * 255 + 0.5, 0, 255).astype(np.uint8)
+    shade = light.at(normals[tuple(nearest)].reshape(-1, 3)).reshape(known.shape)
+    # clothes round off what the body under them turns; beyond its outline the nearest normal is a guess
+    shade = cv2.GaussianBlur(shade, (0, 0), SHADE_SMOOTH * float(np.sqrt(known.sum())))
+    factor = float(shade[known].mean()) / shade
+    made = relit(rgb.reshape(-1, 3), factor.ravel()).reshape(picture.image.shape)
+    share = np.clip(2 * picture.mask - 1, 0, 1)[..., None]  # the outline's pixels show the background too
+    return np.clip((share * made + (1 - share) * rgb) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
 __all__ = [

@@ -33,6 +33,7 @@ from tests.oracles.wardrobe import DEVELOPMENT
 WIDTH, HEIGHT = 180, 320
 LAYER_LABELS = {"skin": Label.SKIN, "eyes": Label.SKIN, "hair": Label.HAIR, "shoes": Label.SHOES, "top": Label.UPPER,
                 "collar": Label.UPPER, "bottom": Label.LOWER, "skirt": Label.LOWER}  # fmt: skip
+LAMP = Lamp()
 NO_PX, NO_M = np.zeros((0, 2)), np.zeros((0, 3))
 
 
@@ -196,20 +197,22 @@ class SkinnedVideo:
         return np.stack(frames)
 
 
-def render(number: int, pose: Array, pelvis_m: Array, camera: PinholeCamera) -> Picture:
+def render(number: int, pose: Array, pelvis_m: Array, camera: PinholeCamera, lamp: Lamp = LAMP) -> Picture:
     """A figure whose clothes only follow the bones."""
-    view = (camera.fx, camera.width, camera.height)
+    view = (camera.fx, camera.width, camera.height, lamp)
     arrays = (np.asarray(array, np.float64).tobytes() for array in (pose, pelvis_m, camera.w2c))
     return _rendered(number, *arrays, *view)
 
 
 @lru_cache(maxsize=100)
-def _rendered(number: int, pose: bytes, pelvis: bytes, w2c: bytes, focal: float, width: int, height: int) -> Picture:
+def _rendered(
+    number: int, pose: bytes, pelvis: bytes, w2c: bytes, focal: float, width: int, height: int, lamp: Lamp
+) -> Picture:
     shown = figure(number)
     posed = place(shown.body, np.frombuffer(pose).reshape(55, 3), np.frombuffer(pelvis))
     cloths = [posed.carry(layer.cloth.points_m, layer.cloth.weights) for layer in shown.clothed]
     camera = Camera(np.frombuffer(w2c).reshape(4, 4), focal, width, height)
-    return draw(shown.dress(posed, cloths).meshes, camera, Lamp())
+    return draw(shown.dress(posed, cloths).meshes, camera, lamp)
 
 
 def truly_shown(poses: Array, defects: Defects) -> Array:
