@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import torch
@@ -91,8 +91,10 @@ VACE: Final = VideoSettings(steps=50, guidance=5.0, segment=81, overlap=5, area_
 
 
 class _Video:
-    """What both models have in common."""
+    """What both models have in common: `model_id` in the registry, and how they were published to be sampled."""
 
+    model_id: ClassVar[str]
+    published: ClassVar[VideoSettings]
     _stage = "video"
 
     def __init__(
@@ -101,7 +103,7 @@ class _Video:
         source: Source,
         placement: Placement,
         context: Context,
-        settings: VideoSettings,
+        settings: VideoSettings | None = None,
         prompts: Path | None = None,
     ) -> None:
         """Remember what to load; the video model itself is loaded after the prompt has been read.
@@ -111,14 +113,24 @@ class _Video:
             source: What it is.
             placement: Where everything works, one thing at a time.
             context: For cancelling.
-            settings: Of the sampling.
+            settings: Of the sampling; None as published.
             prompts: Where embeddings of prompts are remembered; the job's scratch folder if None.
         """
         context.raise_if_cancelled()
         self.sources: tuple[Source, ...] = (source,)
-        self.settings = settings
+        self.settings = settings or self.published
         self._folder, self._placement, self._prompts = folder, placement, prompts
         self._pipe: Any = None
+
+    @classmethod
+    def of(cls, folders: Folders, placement: Placement, context: Context, prompts: Path | None = None) -> Self:
+        """The installed model.
+
+        Raises:
+            UserError: Code 3 if it is not installed.
+        """
+        folder, source = folders.folder(cls.model_id), folders.source(cls.model_id)
+        return cls(folder, source, placement, context, prompts=prompts)
 
     def generate(self, reference: np.ndarray, track: PoseTrack, prompt: str, context: Context) -> np.ndarray:
         """See `VideoGenerator`.
@@ -190,27 +202,8 @@ class _Video:
 class WanAnimate(_Video):
     """`VideoGenerator` on Wan2.2-Animate 14B: skeleton video, face video, reference."""
 
-    def __init__(
-        self,
-        folder: Path,
-        source: Source,
-        placement: Placement,
-        context: Context,
-        settings: VideoSettings = ANIMATE,
-        prompts: Path | None = None,
-    ) -> None:
-        """See the base."""
-        super().__init__(folder, source, placement, context, settings, prompts)
-
-    @classmethod
-    def of(cls, folders: Folders, placement: Placement, context: Context, prompts: Path | None = None) -> WanAnimate:
-        """The installed model.
-
-        Raises:
-            UserError: Code 3 if it is not installed.
-        """
-        folder, source = folders.folder("wan-animate"), folders.source("wan-animate")
-        return cls(folder, source, placement, context, prompts=prompts)
+    model_id = "wan-animate"
+    published = ANIMATE
 
     def _load(self, context: Context) -> Any:
         from diffusers.models.transformers.transformer_wan_animate import WanAnimateTransformer3DModel
@@ -341,27 +334,8 @@ class WanAnimate(_Video):
 class WanVACE(_Video):
     """`VideoGenerator` on Wan2.1-VACE 1.3B: skeleton video and reference; for small cards."""
 
-    def __init__(
-        self,
-        folder: Path,
-        source: Source,
-        placement: Placement,
-        context: Context,
-        settings: VideoSettings = VACE,
-        prompts: Path | None = None,
-    ) -> None:
-        """See the base."""
-        super().__init__(folder, source, placement, context, settings, prompts)
-
-    @classmethod
-    def of(cls, folders: Folders, placement: Placement, context: Context, prompts: Path | None = None) -> WanVACE:
-        """The installed model.
-
-        Raises:
-            UserError: Code 3 if it is not installed.
-        """
-        folder, source = folders.folder("wan-vace"), folders.source("wan-vace")
-        return cls(folder, source, placement, context, prompts=prompts)
+    model_id = "wan-vace"
+    published = VACE
 
     def _load(self, context: Context) -> Any:
         from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
