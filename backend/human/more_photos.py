@@ -81,7 +81,7 @@ def fit_further(
     shift = np.asarray(fit.translation_m, np.float64) + pelvis - subject.personal.joints_m[0]
     actions = np.zeros_like(np.asarray(subject.personal.actions))
     shown = Pictured(person.image, person.mask, fit.camera, fit.pose.astype(np.float64), shift, actions, True)
-    shown, alike = _same_exposure(shown, person, subject.person)
+    shown, alike = same_exposure(shown, person, subject.person)
     warnings = [f"{name}: {line}" for line in (*person.warnings, *fit.warnings) if "face" not in line]
     if not alike:
         warnings.append(f"{name}: the clothes differ from those of the first photo; leave it out if it is another day.")
@@ -108,7 +108,7 @@ def fit_more_photos(
     return tuple(made)
 
 
-def _same_exposure(picture: Pictured, person: Person, first: Person) -> tuple[Pictured, bool]:
+def same_exposure(picture: Pictured, person: Person, first: Person) -> tuple[Pictured, bool]:
     """The photo with one factor per channel, and whether its garments then have the first photo's colours.
 
     Hair, skin and garments are compared, each by its median: from behind no point of the body is seen twice.
@@ -138,4 +138,4 @@ def _medians(person: Person) -> dict[int, tuple[np.ndarray, float]]:
     return made
 
 
-__all__ = ["FurtherPhoto", "fit_further", "fit_more_photos", "with_fixed_shape"]
+__all__ = ["FurtherPhoto", "fit_further", "fit_more_photos", "same_exposure", "with_fixed_shape"]

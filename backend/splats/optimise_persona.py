@@ -208,8 +208,8 @@ def _array(tensor: Tensor) -> np.ndarray:
 def _key(avatar: PersonaAvatar, frames: Sequence[TrainingFrame], settings: PersonaSettings, seed: int) -> str:
     """What a checkpoint must agree with."""
     digest = hashlib.sha256(repr((settings, avatar.requery_every, avatar.deformation.settings, seed)).encode())
-    for array in (avatar.points_m, avatar.colour_logits, *(frame.image for frame in frames)):
+    for array in (avatar.points_m, avatar.colour_logits):
         digest.update(_array(array).tobytes())
-    for frame in frames:
-        digest.update(_array(frame.pose).tobytes() + bytes([frame.captured]))
+    for frame in frames:  # one at a time: a store unpacks them when they are looked at
+        digest.update(_array(frame.image).tobytes() + _array(frame.pose).tobytes() + bytes([frame.captured]))
     return digest.hexdigest()

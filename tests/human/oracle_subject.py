@@ -34,6 +34,8 @@ WIDTH, HEIGHT = 180, 320
 LAYER_LABELS = {"skin": Label.SKIN, "eyes": Label.SKIN, "hair": Label.HAIR, "shoes": Label.SHOES, "top": Label.UPPER,
                 "collar": Label.UPPER, "bottom": Label.LOWER, "skirt": Label.LOWER}  # fmt: skip
 LAMP = Lamp()
+LABELS = Defects(5, ("labels",))
+FRAMES = 18
 NO_PX, NO_M = np.zeros((0, 2)), np.zeros((0, 3))
 
 
@@ -218,3 +220,16 @@ def _rendered(
 def truly_shown(poses: Array, defects: Defects) -> Array:
     """What an oracle video shows for these poses."""
     return shown_poses(poses.astype(np.float64), defects)
+
+
+@lru_cache(maxsize=1)
+def short() -> PoseSequence:
+    """Turning away and back, arms in several directions."""
+    whole = training_motions(figure().body.joints_m)[0]
+    part = slice(60, 60 + 7 * FRAMES, 7)
+    return PoseSequence(whole.name, whole.poses[part], whole.pelvis_m[part], 0 * whole.actions[part], 2.0)
+
+
+def off_label(poses: Array) -> Array:
+    """What a faulty model shows: every joint 1 to 3 degrees off."""
+    return truly_shown(poses, LABELS)
