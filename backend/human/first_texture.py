@@ -52,7 +52,7 @@ def first_texture(
         generated: Some of the generated frames, spread over the motion; the median of those that see a point counts.
     """
     photos = [seen_colours(picture, subject, mix) for picture in captured]
-    photo, sure = np.full((mix.shape[0], 3), _GREY, np.float32), np.zeros(mix.shape[0], np.float32)
+    photo, sure = np.full((_rows(mix), 3), _GREY, np.float32), np.zeros(_rows(mix), np.float32)
     for colours, confidence in photos:
         better = confidence > sure
         photo[better], sure[better] = colours[better], confidence[better]
@@ -69,12 +69,16 @@ def first_texture(
     return FirstTexture(made.astype(np.float32), own.astype(np.float32), share, found)
 
 
+def _rows(matrix: sparse.csr_matrix) -> int:
+    return len(matrix.indptr) - 1
+
+
 def _median(generated: Sequence[Pictured], subject: Subject, mix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     """Colours [N, 3] that half of the frames lie below, and which points [N] any frame sees."""
     if not generated:
-        return np.full((mix.shape[0], 3), _GREY, np.float32), np.zeros(mix.shape[0], bool)
-    stack = np.zeros((len(generated), mix.shape[0], 3), np.uint8)
-    seen = np.zeros((len(generated), mix.shape[0]), bool)
+        return np.full((_rows(mix), 3), _GREY, np.float32), np.zeros(_rows(mix), bool)
+    stack = np.zeros((len(generated), _rows(mix), 3), np.uint8)
+    seen = np.zeros((len(generated), _rows(mix)), bool)
     for number, picture in enumerate(generated):
         colours, confidence = seen_colours(picture, subject, mix)
         stack[number] = np.round(255 * colours)
@@ -83,7 +87,7 @@ def _median(generated: Sequence[Pictured], subject: Subject, mix: sparse.csr_mat
     # unseen values are sorted behind all others, so that the middle of those that are seen is at a known place
     ordered = np.sort(np.where(seen[..., None], stack.astype(np.int16), 256), axis=0)
     low, high = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, len(generated) - 1)
-    at = np.arange(mix.shape[0])
+    at = np.arange(_rows(mix))
     middle = (ordered[low, at] + ordered[high, at]) / 510.0
     return np.where((count > 0)[:, None], middle, _GREY).astype(np.float32), count > 0
 

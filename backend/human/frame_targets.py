@@ -377,7 +377,7 @@ def spread_labels(labels: np.ndarray, view: MeshView, mask: np.ndarray) -> np.nd
     made[covered] = labels[view.triangles[view.nearest.triangle[covered], 0]]
     if covered.any():
         nearest = distance_transform_edt(~covered, return_distances=False, return_indices=True)
-        made = made[tuple(nearest)]
+        made = made[tuple(np.asarray(nearest))]
     return np.where(mask > 0.5, made, np.uint8(Label.NONE))
 
 
@@ -471,7 +471,7 @@ def unlit(picture: Pictured, view: MeshView, labels: np.ndarray, to_camera: np.n
     rgb = picture.image / 255.0
     light = find_light(normals[known], rgb[known], labels[known], np.ones(int(known.sum())), to_camera, seed)
     nearest = distance_transform_edt(~known, return_distances=False, return_indices=True)
-    shade = light.at(normals[tuple(nearest)].reshape(-1, 3)).reshape(known.shape)
+    shade = light.at(normals[tuple(np.asarray(nearest))].reshape(-1, 3)).reshape(known.shape)
     # clothes round off what the body under them turns; beyond its outline the nearest normal is a guess
     shade = cv2.GaussianBlur(shade, (0, 0), SHADE_SMOOTH * float(np.sqrt(known.sum())))
     factor = float(shade[known].mean()) / shade

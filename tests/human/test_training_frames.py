@@ -144,6 +144,7 @@ def test_the_reference_is_the_person_on_white_where_the_motion_begins() -> None:
 def test_the_track_says_what_the_frames_will_show() -> None:
     camera = motion_camera(subject(), [short()], WIDTH, HEIGHT)
     track = motion_track(subject(), short(), camera)
+    assert track.poses is not None
     np.testing.assert_array_equal(track.poses, short().poses)
     wrist = JOINT_NAMES.index("left_wrist")
     marks = camera.project(landmarks(0, short().poses[4], short().pelvis_m[4]))
