@@ -174,6 +174,8 @@ class PersonaAvatar(nn.Module):
         ):
             self.register_buffer(name, values, persistent=False)
         self._middle = points.mean(0)
+        sides = template.points_m[template.triangles]
+        self.mean_edge_m = float(np.linalg.norm(sides - np.roll(sides, 1, axis=1), axis=-1).mean())
         self.deforms = True
         self.asked: tuple[Tensor | None, int] = (None, 0)  # the field's last answer, and how often it was needed
 

@@ -45,6 +45,10 @@ class TrainingFrame:
     seam: Tensor | None = None
 
 
+PUBLISHED_EDGE_M = 0.005
+"""Mean edge of SMPL-X's mesh after two subdivisions, by estimate: the Laplacians' weights were chosen on it."""
+
+
 @dataclass(frozen=True)
 class Side:
     """Weights of one kind of frame (methods_avatars: table of section 1.4)."""
@@ -159,11 +163,16 @@ class _Branch:
 
 
 def gaussian_loss(avatar: PersonaAvatar, posed: PosedPersona, laplacian: Laplacian, weights: PersonaWeights) -> Tensor:
-    """Smoothness of places, sizes and colours over the body; displacements as squared metres."""
+    """Smoothness of places, sizes and colours over the body; places and sizes as squared metres.
+
+    A Laplacian grows with the square of the mesh's edges where a surface is bent, and a size with the edge itself: the
+    published weights are brought from the published mesh to this one, so that a coarser body is not held stiffer.
+    """
+    finer = PUBLISHED_EDGE_M / avatar.mean_edge_m
     template = avatar.points_m
-    total = weights.positions * laplacian_loss(laplacian, avatar.mean_offsets_m + template, template)
-    total = total + weights.refined_positions * laplacian_loss(laplacian, posed.displacement_m)
-    total = total + weights.scales * laplacian_loss(laplacian, avatar.scales_m)
+    total = weights.positions * finer**4 * laplacian_loss(laplacian, avatar.mean_offsets_m + template, template)
+    total = total + weights.refined_positions * finer**4 * laplacian_loss(laplacian, posed.displacement_m)
+    total = total + weights.scales * finer**2 * laplacian_loss(laplacian, avatar.scales_m)
     return total + weights.colours * laplacian_loss(laplacian, avatar.colours)
 
 
