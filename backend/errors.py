@@ -19,6 +19,10 @@ MODEL_MISSING: Final = 3
 INSTALL: Final = "press Repair in the add-on's preferences (from a checkout: run scripts/demo.py once)"
 """Next step where a package of the backend is missing."""
 
+INSTALL_MODELS: Final = "press Repair in the add-on's preferences (from a checkout: pip install '.[diffusion]')"
+"""The same for the libraries of published models. No name of a package index: Effigy is on none, and whoever takes the
+name there is somebody else."""
+
 NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says when a disk, a quota or a file's largest size is used up."""
 

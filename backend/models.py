@@ -76,10 +76,12 @@ class _Voice:
     as_json: bool
 
     def say(self, kind: str, line: str = "", **facts: Any) -> None:
+        """One line: `line` for people, or `kind` with `facts` for programs."""
         words = json.dumps({"type": kind, **facts}, ensure_ascii=False) if self.as_json else line
         print(words, file=self.stream, flush=True)
 
     def failed(self, code: str, text: str) -> None:
+        """Why it went wrong; for people on the error stream."""
         if self.as_json:
             self.say("failed", code=code, text=text)
         else:

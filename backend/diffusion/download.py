@@ -192,12 +192,14 @@ class _Digests:
         self._git = hashlib.sha1(b"blob %d\0" % file.bytes, usedforsecurity=False)
 
     def update(self, block: bytes) -> None:
+        """Take the next bytes."""
         self._sha256.update(block)
         if self._file.sha256 is None:
             self._git.update(block)
 
     @property
     def sha256(self) -> str:
+        """Of all bytes so far, as hex digits."""
         return self._sha256.hexdigest()
 
     def right(self) -> bool:

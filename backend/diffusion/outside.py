@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from backend.diffusion import gate
-from backend.errors import MODEL_MISSING, UserError
+from backend.errors import INSTALL_MODELS, MODEL_MISSING, UserError
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Addition:
         model_id: Row of the registry whose folder holds its weights; empty where it has none.
         name: For people.
         role: What it does.
-        module: Name under which it is imported; "transformers" and "diffusers" come with effigy[diffusion].
+        module: Name under which it is imported; "transformers" and "diffusers" come with the extra `diffusion`.
         install: Command that brings the package.
         fallback: What is done without it.
         licence: Of its code; that of its weights is in the registry.
@@ -43,23 +43,21 @@ class Addition:
     licence: str
 
 
-_EXTRA = "pip install effigy[diffusion]"
-
 ADDITIONS: tuple[Addition, ...] = (
-    Addition("marigold-normals", "Marigold normals", "normals of a picture", "diffusers", _EXTRA,
+    Addition("marigold-normals", "Marigold normals", "normals of a picture", "diffusers", INSTALL_MODELS,
              "normals come from the fitted body alone", "Apache-2.0"),
-    Addition("depth-anything", "Depth Anything 2 small", "depth of a picture", "transformers", _EXTRA,
+    Addition("depth-anything", "Depth Anything 2 small", "depth of a picture", "transformers", INSTALL_MODELS,
              "depth comes from the fitted body alone", "Apache-2.0"),
     Addition("moge2", "MoGe-2", "points in metres, normals, field of view", "moge",
              "pip install git+https://github.com/microsoft/MoGe.git",
              "Marigold and Depth Anything, else the fitted body", "MIT"),
-    Addition("dinov2-small", "DINOv2", "picture features", "transformers", _EXTRA,
+    Addition("dinov2-small", "DINOv2", "picture features", "transformers", INSTALL_MODELS,
              "the photo-only methods do without", "Apache-2.0"),
-    Addition("clip-l", "CLIP", "similarity of pictures and texts", "transformers", _EXTRA,
+    Addition("clip-l", "CLIP", "similarity of pictures and texts", "transformers", INSTALL_MODELS,
              "the photo-only methods do without", "Apache-2.0"),
-    Addition("lpips-vgg", "LPIPS", "perceptual loss", "safetensors", _EXTRA,
+    Addition("lpips-vgg", "LPIPS", "perceptual loss", "safetensors", INSTALL_MODELS,
              "a pyramid of colour and slope differences", "BSD-2-Clause"),
-    Addition("auraface", "AuraFace (insightface)", "identity of a face", "insightface", _EXTRA,
+    Addition("auraface", "AuraFace (insightface)", "identity of a face", "insightface", INSTALL_MODELS,
              "faces are held by landmarks and colours; no identity is measured", "MIT"),
     Addition("triposplat", "TripoSplat", "one picture to Gaussians", "triposplat",
              "git clone https://github.com/VAST-AI-Research/TripoSplat and put the folder on PYTHONPATH",
@@ -67,13 +65,13 @@ ADDITIONS: tuple[Addition, ...] = (
     Addition("trellis", "TRELLIS", "one picture to Gaussians", "trellis",
              "git clone https://github.com/microsoft/TRELLIS, run its setup.sh and put the folder on PYTHONPATH",
              "TripoSplat, else SV3D with a fit, else the silhouette-inflated shape", "MIT"),
-    Addition("matting", "ViTMatte", "soft edges of hair", "transformers", _EXTRA,
+    Addition("matting", "ViTMatte", "soft edges of hair", "transformers", INSTALL_MODELS,
              "the mask of mediapipe refined along the picture's edges", "Apache-2.0"),
-    Addition("parsing", "SegFormer or Sapiens 2", "clothes, skin and hair by pixel", "transformers", _EXTRA,
+    Addition("parsing", "SegFormer or Sapiens 2", "clothes, skin and hair by pixel", "transformers", INSTALL_MODELS,
              "labels from colour models seeded at the landmarks", "Apache-2.0"),
     Addition("restoration", "GFPGAN by spandrel", "face super-resolution", "spandrel",
              "pip install spandrel==0.4.2 einops torchvision==0.28.0", "the face keeps the photo's resolution", "MIT"),
-    Addition("albedo", "Marigold intrinsics", "colours without light", "diffusers", _EXTRA,
+    Addition("albedo", "Marigold intrinsics", "colours without light", "diffusers", INSTALL_MODELS,
              "light is taken out by the fitted body's shading", "Apache-2.0"),
     Addition("sam3d-body", "SAM 3D Body", "body pose", "sam_3d_body",
              "accept the SAM License, git clone https://github.com/facebookresearch/sam-3d-body and "

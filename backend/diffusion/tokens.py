@@ -10,12 +10,12 @@ import importlib
 import importlib.util
 from typing import Any, Final
 
-from backend.errors import MODEL_MISSING, UserError
+from backend.errors import INSTALL_MODELS, MODEL_MISSING, UserError
 
 SERVICE: Final = "effigy"
 """Name of the entry in the keyring; the user's name in it is the hub's host."""
 
-INSTALL: Final = "pip install effigy[diffusion], or get the model elsewhere and import it"
+INSTALL: Final = f"{INSTALL_MODELS}, or get the model elsewhere and import it"
 
 
 def read_token(host: str) -> str | None:

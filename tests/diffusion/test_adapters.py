@@ -117,7 +117,7 @@ def test_the_table_names_each_addition_once_with_what_happens_without_it() -> No
     assert len(set(ids)) == len(ids)
     for row in outside.ADDITIONS:
         assert registry.row(row.model_id)  # it has a row of the registry
-        assert row.fallback and row.install.startswith(("pip install", "git clone", "accept the"))
+        assert row.fallback and row.install.startswith(("press Repair", "pip install", "git clone", "accept the"))
 
 
 def test_doctor_sees_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

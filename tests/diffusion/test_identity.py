@@ -25,7 +25,6 @@ PORTRAIT = Path(__file__).parents[2] / "scripts" / "data" / "collins.png"
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    pytest.importorskip("insightface", reason="pip install effigy[diffusion]")
     from tests.diffusion.tiny_faces import write_auraface, write_buffalo
 
     return Shelf(tmp_path_factory.mktemp("models"), auraface=write_auraface, insightface_pack=write_buffalo)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import smplx
 import torch
 
 from backend.errors import UserError
 from backend.human import lbs
 from backend.human.model import BodyModel, load_default_body, load_smplx
 from blender_addon.shared.skeleton import PARENTS
-
-smplx = pytest.importorskip("smplx")
 
 
 def smplx_arrays(body: BodyModel) -> dict[str, np.ndarray]:

@@ -76,6 +76,8 @@ class Worn:
 
 @dataclass(frozen=True)
 class Measures:
+    """What clothes are cut by: lengths of a body in T-pose, metres."""
+
     size: float  # body height over 1.7 m, at most 1.1
     crotch_y: float
     waist_y: float
@@ -83,6 +85,7 @@ class Measures:
 
 
 def measures_of(body: OracleBody) -> Measures:
+    """Takes a body's measures."""
     v, dominant = body.vertices_m, body.dominant()
     middle = (np.abs(v[:, 0]) < 0.012) & np.isin(dominant, [0, 1, 2, 3])
     spine1 = body.joints_m[body.joint("spine1")]
@@ -148,6 +151,7 @@ def _looseness(body: OracleBody, garment: Garment, rest: Array) -> Array:
 
 
 def pattern_colours(body: OracleBody, garment: Garment, rest: Array, seed: int) -> Array:
+    """Colours [N,3] of a garment's points [N,3], which lie as in T-pose."""
     measures = measures_of(body)
     colours = np.tile(np.asarray(garment.colour), (len(rest), 1))
     second = np.asarray(garment.second)

@@ -70,6 +70,7 @@ def _fall(value: Array, edge: float, width: float) -> Array:
 
 
 def paint_eyeballs(body: OracleBody, rest: Array, eye_share: Array, face: Face) -> Array:
+    """Colours [N,3] of the eyes' T-pose points [N,3]; eye_share: [N] how much a point belongs to an eye."""
     colours = np.tile([0.93, 0.92, 0.90], (len(rest), 1))
     for side in ("left_eye", "right_eye"):
         joint = body.joint(side)
