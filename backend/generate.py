@@ -22,16 +22,17 @@ import numpy as np
 from backend import jobs
 from backend.context import Context, Sink, TerminalSink
 from backend.device import choose_device
+from backend.diffusion.weights import Weights
 from backend.errors import DONE, FAILED, MODEL_MISSING, Cancelled, Failure, UserError, failure_of
 from backend.memory import budget
 from backend.perception.photo import Photo, read_photo
 from backend.pipeline import Run, Stage, check_chain
 from backend.pipeline import run as run_stages
-from blender_addon.shared.methods import BodyRequest, request_from_settings, request_to_json
+from blender_addon.shared.methods import Request, request_from_settings, request_to_json
 
-GIVEN: tuple[str, ...] = ("photo", "request", "folder", "own_body")
-"""What a method's first stage finds: the `Photo`, the request, the folder for the result's files, and the user's own
-SMPL-X file or None."""
+GIVEN: tuple[str, ...] = ("photo", "request", "folder", "own_body", "models")
+"""What a method's first stage finds: the `Photo`, the request, the folder for the result's files, the user's own
+SMPL-X file or None, and the installed models (`Weights`)."""
 
 
 class _Both:
@@ -53,8 +54,8 @@ class _Both:
             sink.warning(code, text)
 
 
-def stages_of(method: str, request: BodyRequest) -> Sequence[Stage]:
-    """The stages of a method, loaded when asked for and checked.
+def stages_of(method: str, request: Request, models: Weights) -> Sequence[Stage]:
+    """The stages of a method, loaded when asked for and checked: what is installed decides which path it takes.
 
     Raises:
         UserError: If there is no such method.
@@ -65,7 +66,7 @@ def stages_of(method: str, request: BodyRequest) -> Sequence[Stage]:
     if method not in METHODS:
         raise UserError(f"there is no method '{method}'; choose one of: {', '.join(METHODS)}")
     module, _, function = METHODS[method].partition(":")
-    stages = getattr(importlib.import_module(module), function)(request)
+    stages = getattr(importlib.import_module(module), function)(request, models)
     check_chain(stages, GIVEN)
     return stages
 
@@ -88,7 +89,7 @@ class Order:
     """
 
     method: str
-    request: BodyRequest
+    request: Request
     image: Path
     out: Path
     resume: bool = False
@@ -264,10 +265,11 @@ def _work(
             shutil.copyfile(photo.path, job.work / f"input.{photo.format}")
             for line in photo.warnings:
                 both.warning("NOTE", line)
-            stages = stages_of(order.method, order.request)
+            models = Weights.default()
+            stages = stages_of(order.method, order.request, models)
             allowed = budget(device, order.request.preset, order.memory_bytes).allowed_bytes
             context = Context(job.scratch, device, order.request.seed, both, cancel_event, memory_bytes=allowed)
-            given = dict(zip(GIVEN, (photo, order.request, job.work, order.own_body), strict=True))
+            given = dict(zip(GIVEN, (photo, order.request, job.work, order.own_body, models), strict=True))
             return run_stages(stages, given, context, job.checkpoints)
         except Exception:
             traceback.print_exc(file=log)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from backend import jobs
 from backend.context import Context
+from backend.diffusion.weights import Weights
 from backend.errors import Cancelled, Failure, UserError, failure_of, missing_package
 from backend.files import whole_file
 from backend.generate import JobFailedError, Order, perform, stages_of
@@ -167,7 +168,7 @@ def load_capabilities() -> Capabilities:
     problem = ""
     for method in REQUESTS:
         try:
-            stages_of(method, REQUESTS[method]())
+            stages_of(method, REQUESTS[method](), Weights.default())
             methods.append(method)
         except ImportError as error:
             package = missing_package(error)

@@ -5,4 +5,4 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 METHODS: Mapping[str, str] = {"body": "backend.methods.body:stages"}
-"""Method id to "module:function"; the function takes the request and returns the list of stages."""
+"""Method id to "module:function"; the function takes the request and the installed models, and returns the stages."""

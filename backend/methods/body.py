@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from backend.context import Context
+from backend.diffusion.weights import Weights
 from backend.human.cover import body_splats
 from backend.human.dress import Dressed, dress, find_held_objects
 from backend.human.fit import BodyFit, fit_body
@@ -34,8 +35,8 @@ ITERATIONS = {"fast": 90, "balanced": 180, "best": 400}
 inside its eroded mask with 180 (measured)."""
 
 
-def stages(request: BodyRequest) -> list[Stage]:
-    """The stages in their order; values that are there at the start: photo, request, folder."""
+def stages(request: BodyRequest, models: Weights) -> list[Stage]:
+    """The stages in their order; what is there at the start is `backend.generate.GIVEN`."""
     return [
         Stage("Load the body", ("own_body",), ("body",), _load, keep=False),
         Stage("Find the person", ("photo", "request"), ("person",), _find, version=2),
