@@ -38,7 +38,7 @@ IMPORTS = {
     ),
     "diffusion": ("diffusers", "transformers", "peft", "accelerate", "ftfy", "insightface"),
     "blender": ("bpy",),
-    "dev": ("pytest", "smplx", "hypothesis", "gsplat"),
+    "dev": ("pytest", "xdist", "smplx", "hypothesis", "gsplat"),
     "bpy42": ("bpy",),
     "bpy50": ("bpy",),
 }

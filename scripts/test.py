@@ -6,6 +6,7 @@ fails. With `--real-blender-if-possible` such a machine is told so, loudly, at t
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -17,6 +18,10 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 
 REAL_BLENDER = "--real-blender"
 IF_POSSIBLE = "--real-blender-if-possible"
+MOST_BESIDE = 4
+"""Files of tests at a time: each process has its own torch, about 1 GB."""
+NO_TESTS = 5
+"""pytest's exit code where it found none, which is right for one of its two runs where arguments choose."""
 
 
 def main() -> int:
@@ -40,14 +45,21 @@ def main() -> int:
                 return 1
             without = "it cannot be had here, see above"
             print("!!! THE TESTS IN A REAL BLENDER DO NOT RUN: " + without, flush=True)
-    if without:
-        arguments = ["-m", "not gui", *arguments]
+    # Each file in one process, for its fixtures; as many files at a time as there are cores. Tests with real
+    # windows come after, alone.
+    beside = ["-n", str(min(os.cpu_count() or 1, MOST_BESIDE)), "--dist", "loadfile"]
+    commands = [["pip", "check"], ["ruff", "check", "--quiet", "."], ["pytest", "-m", "not gui", *beside, *arguments]]
+    commands += [] if without else [["pytest", "-m", "gui", *arguments]]
     failures: dict[str, int] = {}
-    for command in (["pip", "check"], ["ruff", "check", "--quiet", "."], ["pytest", *arguments]):
+    empty = 0
+    for command in commands:
         print(f"--- {' '.join(command)}", flush=True)
         code = subprocess.call([python, "-m", *command], cwd=environment.ROOT, env=settings)
-        if code:
+        empty += code == NO_TESTS
+        if code not in (0, NO_TESTS):
             failures[command[0]] = code
+    if empty == (1 if without else 2):
+        failures["pytest"] = NO_TESTS
     missing = f" (without those in a real Blender: {without})" if without else ""
     print("--- " + (f"failed: {', '.join(failures)}" if failures else "all passed") + missing)
     return next(iter(failures.values()), 0)
