@@ -7,14 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
-from typing import Any, Literal, TypeAlias, get_args, get_type_hints
+from typing import Any, Literal, TypeAlias, cast, get_args, get_origin, get_type_hints
 
 Preset = Literal["fast", "balanced", "best"]
 Body = Literal["auto", "effigy", "smplx"]
+Way = Literal["auto", "palette", "sas", "edit"]
+Files = Literal["", "picture", "motion"]
+
+SEVERAL = tuple[str, ...]
+"""Type of a parameter that names several files."""
 
 
 def parameter(
-    default: Any, label: str, help: str, *, unit: str = "", minimum: float | None = None, maximum: float | None = None
+    default: Any,
+    label: str,
+    help: str,
+    *,
+    unit: str = "",
+    minimum: float | None = None,
+    maximum: float | None = None,
+    files: Files = "",
 ) -> Any:
     """A dataclass field with what an interface needs to show it.
 
@@ -24,11 +36,12 @@ def parameter(
         help: Tooltip, one sentence.
         unit: Unit of a number, for example "m"; empty where there is none.
         minimum: Smallest value allowed.
-        maximum: Largest value allowed.
+        maximum: Largest value allowed; of a `tuple[str, ...]`, how many files.
+        files: What kind of file the text names, see `request_files.KINDS`; empty where it names none. A `str` names
+            one file or none, a `tuple[str, ...]` several.
     """
-    return field(
-        default=default, metadata={"label": label, "help": help, "unit": unit, "minimum": minimum, "maximum": maximum}
-    )
+    limits = {"unit": unit, "minimum": minimum, "maximum": maximum}
+    return field(default=default, metadata={"label": label, "help": help, "files": files, **limits})
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,13 @@ class BodyRequest:
         "effigy: the body that comes with Effigy; smplx: your own SMPL-X file; auto: your file where one is set up.",
     )
     outline: bool = parameter(True, "Outline layer", "Build volume for loose clothes and hair from the outline.")
+    photos: tuple[str, ...] = parameter(
+        (),
+        "More photos",
+        "The same person in the same clothes, from behind or from the side: they colour what the photo does not show.",
+        maximum=8,
+        files="picture",
+    )
     seed: int = parameter(0, "Seed", "The same seed gives the same avatar.", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
@@ -61,15 +81,59 @@ class BodyRequest:
         _check(self)
 
 
-Request: TypeAlias = BodyRequest
+@dataclass(frozen=True)
+class PortraitRequest:
+    """A stylised bust that blinks, speaks and turns."""
+
+    preset: Preset = parameter("balanced", "Preset", "fast: fewer steps; best: more, for a finer portrait.")
+    style: str = parameter(
+        "golden statue",
+        "Style",
+        f"One of {', '.join(STYLES)}; or your own words, where an image model is installed.",
+    )
+    style_image: str = parameter("", "Style Picture", "A picture whose colours the portrait takes instead.")
+    strength: float = parameter(
+        1.0, "Strength", "How far the style goes: 0 is the person as photographed.", minimum=0.0, maximum=1.0
+    )
+    negative: str = parameter(
+        "", "Avoid", "What the image model shall avoid; empty takes the style's own words. Not used without a model."
+    )
+    way: Way = parameter(
+        "auto",
+        "Way",
+        "palette: colours and material by rule, without a model; sas: Style Aligned Sampling; edit: the photo is"
+        " restyled first; auto: sas where its models are installed, else palette.",
+    )
+    person: int = parameter(
+        0, "Person", "Which person of the photo: 0 is the largest, 1 the next, and so on.", minimum=0, maximum=15
+    )
+    body: Body = parameter(
+        "auto",
+        "Body",
+        "effigy: the body that comes with Effigy; smplx: your own SMPL-X file; auto: your file where one is set up.",
+    )
+    seed: int = parameter(0, "Seed", "The same seed gives the same portrait.", minimum=0, maximum=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        """Check every value against its type and range, and that there is a style.
+
+        Raises:
+            ValueError: One line that names the parameter and what is allowed.
+        """
+        _check(self)
+        if not self.style.strip() and not self.style_image:
+            raise ValueError(f"style is empty; name one of: {', '.join(STYLES)}; or give a style picture")
+
+
+Request: TypeAlias = BodyRequest | PortraitRequest
 """Any method's request."""
 
-REQUESTS: Mapping[str, type[Request]] = {"body": BodyRequest}
+REQUESTS: Mapping[str, type[Request]] = {"body": BodyRequest, "portrait": PortraitRequest}
 """Method id to request dataclass."""
 
 
-def request_from_settings(method: str, settings: Mapping[str, str]) -> BodyRequest:
-    """Build a request from `name=value` texts.
+def request_from_settings(method: str, settings: Mapping[str, str | tuple[str, ...]]) -> Request:
+    """Build a request from `name=value` texts; several files are one text with commas, or a tuple.
 
     Raises:
         ValueError: One line: an unknown method or parameter, or a value out of range.
@@ -84,13 +148,13 @@ def request_from_settings(method: str, settings: Mapping[str, str]) -> BodyReque
     return cls(**{name: _parse(name, hints[name], text) for name, text in settings.items()})
 
 
-def request_to_json(request: BodyRequest) -> dict[str, Any]:
-    """All parameters by name, as JSON holds them."""
-    return asdict(request)
+def request_to_json(request: Request) -> dict[str, Any]:
+    """All parameters by name, as JSON holds them: it knows lists and no tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(request).items()}
 
 
-def request_from_json(method: str, values: Mapping[str, Any]) -> BodyRequest:
-    """The inverse of `request_to_json`.
+def request_from_json(method: str, values: Mapping[str, Any]) -> Request:
+    """The inverse of `request_to_json`; what was stored before a parameter existed gets its default.
 
     Raises:
         ValueError: As for `request_from_settings`.
@@ -100,10 +164,17 @@ def request_from_json(method: str, values: Mapping[str, Any]) -> BodyRequest:
     unknown = sorted(set(values) - {f.name for f in fields(REQUESTS[method])})
     if unknown:
         raise ValueError(f"method {method} has no parameter {unknown[0]!r}")
-    return REQUESTS[method](**values)
+    content: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return REQUESTS[method](**content)
 
 
-def _parse(name: str, hint: Any, text: str) -> Any:
+def _parse(name: str, hint: Any, text: str | tuple[str, ...]) -> Any:
+    if isinstance(text, tuple):
+        if hint != SEVERAL:
+            raise ValueError(f"{name} takes one value, not {len(text)}")
+        return text
+    if hint == SEVERAL:
+        return tuple(piece.strip() for piece in text.split(",") if piece.strip())
     if hint is bool:
         words = {
             "true": True,
@@ -127,17 +198,29 @@ def _parse(name: str, hint: Any, text: str) -> Any:
     return text
 
 
-def _check(request: BodyRequest) -> None:
+def _check(request: Request) -> None:
     hints = get_type_hints(type(request))
     for item in fields(request):
-        value = getattr(request, item.name)
-        choices = get_args(hints[item.name])
-        if choices and value not in choices:
-            raise ValueError(f"{item.name} takes one of {', '.join(choices)}, not {value!r}")
-        if hints[item.name] in (int, float):
-            _check_number(item, value, hints[item.name])
-        if hints[item.name] is bool and not isinstance(value, bool):
+        value, hint = getattr(request, item.name), hints[item.name]
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise ValueError(f"{item.name} takes one of {', '.join(get_args(hint))}, not {value!r}")
+        if hint in (int, float):
+            _check_number(item, value, hint)
+        if hint is bool and not isinstance(value, bool):
             raise ValueError(f"{item.name} takes true or false, not {value!r}")
+        if hint is str and not isinstance(value, str):
+            raise ValueError(f"{item.name} takes a text, not {value!r}")
+        if hint == SEVERAL:
+            _check_several(item, value)
+
+
+def _check_several(item: Field[Any], value: Any) -> None:
+    names = cast("tuple[Any, ...]", value) if isinstance(value, tuple) else (None,)
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"{item.name} takes the names of files, not {value!r}")
+    most = item.metadata["maximum"]
+    if most is not None and len(names) > most:
+        raise ValueError(f"{item.name} takes at most {most} files, not {len(names)}")
 
 
 def _check_number(item: Field[Any], value: Any, kind: type) -> None:
@@ -151,9 +234,12 @@ def _check_number(item: Field[Any], value: Any, kind: type) -> None:
 
 __all__ = [
     "REQUESTS",
+    "SEVERAL",
     "BodyRequest",
+    "Files",
     "Preset",
     "Request",
+    "parameter",
     "request_from_json",
     "request_from_settings",
     "request_to_json",

@@ -48,3 +48,19 @@ def test_every_parameter_has_what_a_panel_needs() -> None:
         for field in fields(cls):
             assert field.metadata["label"]
             assert field.metadata["help"].endswith(".")
+
+
+def test_files_are_texts_with_commas_or_tuples_and_lists_in_json() -> None:
+    assert request_from_settings("body", {"photos": "a.png, b c.jpg"}).photos == ("a.png", "b c.jpg")
+    request = request_from_settings("body", {"photos": ("with, comma.png",)})
+    assert request.photos == ("with, comma.png",)
+    stored = request_to_json(request)
+    assert stored["photos"] == ["with, comma.png"] and request_from_json("body", stored) == request
+    del stored["photos"]
+    assert request_from_json("body", stored) == BodyRequest(), "requests from before the parameter load"
+
+
+@pytest.mark.parametrize("photos", ["a.png", ["a.png", 3], [""], [["a.png"]], None, ["a.png"] * 99])
+def test_names_of_files_are_texts_and_not_too_many(photos: object) -> None:
+    with pytest.raises(ValueError, match="photos takes"):
+        request_from_json("body", {"photos": photos})
