@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias, cast, get_args, get_origin, get_type_hints
 
+from .styles import STYLES
+
 Preset = Literal["fast", "balanced", "best"]
 Body = Literal["auto", "effigy", "smplx"]
 Way = Literal["auto", "palette", "sas", "edit"]
@@ -91,7 +93,9 @@ class PortraitRequest:
         "Style",
         f"One of {', '.join(STYLES)}; or your own words, where an image model is installed.",
     )
-    style_image: str = parameter("", "Style Picture", "A picture whose colours the portrait takes instead.")
+    style_image: str = parameter(
+        "", "Style picture", "A picture whose colours the portrait takes instead.", files="picture"
+    )
     strength: float = parameter(
         1.0, "Strength", "How far the style goes: 0 is the person as photographed.", minimum=0.0, maximum=1.0
     )
@@ -150,7 +154,7 @@ def request_from_settings(method: str, settings: Mapping[str, str | tuple[str, .
 
 def request_to_json(request: Request) -> dict[str, Any]:
     """All parameters by name, as JSON holds them: it knows lists and no tuples."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(request).items()}
+    return {n: list(cast("tuple[Any, ...]", v)) if isinstance(v, tuple) else v for n, v in asdict(request).items()}
 
 
 def request_from_json(method: str, values: Mapping[str, Any]) -> Request:
@@ -164,7 +168,9 @@ def request_from_json(method: str, values: Mapping[str, Any]) -> Request:
     unknown = sorted(set(values) - {f.name for f in fields(REQUESTS[method])})
     if unknown:
         raise ValueError(f"method {method} has no parameter {unknown[0]!r}")
-    content: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    content: dict[str, Any] = {
+        name: tuple(cast("list[Any]", v)) if isinstance(v, list) else v for name, v in values.items()
+    }
     return REQUESTS[method](**content)
 
 
