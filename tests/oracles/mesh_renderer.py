@@ -39,12 +39,14 @@ class Picture:
         layer: int32 [H,W], the mesh's number, -1 where there is none.
         value: float32 [H,W], the interpolated value that came with the meshes' points, 0 where there is none.
         depth_m: float32 [H,W], distance along the camera's axis, infinite where there is nothing.
+        normals: float32 [H,W,3], of the side that is seen, world axes; zero where there is nothing.
     """
 
     rgba: NDArray[np.uint8]
     layer: NDArray[np.int32]
     value: NDArray[np.float32]
     depth_m: NDArray[np.float32]
+    normals: NDArray[np.float32]
 
 
 def draw(
@@ -59,9 +61,10 @@ def draw(
     shift = np.cumsum([0, *(len(mesh.points_m) for mesh in meshes)])
     triangles = np.concatenate([mesh.triangles + start for mesh, start in zip(meshes, shift, strict=False)])
     layers = np.concatenate([np.full(len(mesh.triangles), k, np.int32) for k, mesh in enumerate(meshes)])
-    front, back = [], []
+    front, back, upright = [], [], []
     for mesh in meshes:
         normals = vertex_normals(mesh.points_m, mesh.triangles)
+        upright.append(normals)
         front.append(mesh.colours * lamp.shade(normals)[:, None])
         back.append(mesh.colours * lamp.shade(-normals)[:, None] * INSIDE_SHADE)
     local = camera.to_camera(np.concatenate([mesh.points_m for mesh in meshes]))
@@ -70,13 +73,16 @@ def draw(
     depth = np.maximum(local[:, 2], 1e-3)
     points = np.stack([local[:, 0] / depth * focal + width / 2, local[:, 1] / depth * focal + height / 2, depth], 1)
     carried = np.concatenate(values) if values is not None else np.zeros(len(points))
-    colour, value, nearest, layer = _rasterise(
-        points, triangles, np.concatenate(front), np.concatenate(back), carried, layers, width, height
+    normals = np.concatenate(upright)
+    colour, value, nearest, layer, normal = _rasterise(
+        points, triangles, np.concatenate(front), np.concatenate(back), carried, normals, layers, width, height
     )
-    return _reduce(colour, value, nearest, layer, samples)
+    return _reduce(colour, value, nearest, layer, normal, samples)
 
 
-def _reduce(colour: Array, value: Array, nearest: Array, layer: NDArray[np.int32], samples: int) -> Picture:
+def _reduce(
+    colour: Array, value: Array, nearest: Array, layer: NDArray[np.int32], normal: Array, samples: int
+) -> Picture:
     height, width = layer.shape[0] // samples, layer.shape[1] // samples
     cells = (height, samples, width, samples)
     hit = layer.reshape(cells) >= 0
@@ -86,15 +92,20 @@ def _reduce(colour: Array, value: Array, nearest: Array, layer: NDArray[np.int32
     ]
     rgba = np.round(np.concatenate([rgb, alpha[..., None]], -1) * 255).astype(np.uint8)
     middle = (slice(samples // 2, None, samples), slice(samples // 2, None, samples))
-    return Picture(rgba, layer[middle], value[middle].astype(np.float32), nearest[middle].astype(np.float32))
+    unit = normal[middle] / np.maximum(np.linalg.norm(normal[middle], axis=-1, keepdims=True), 1e-9)
+    return Picture(
+        rgba, layer[middle], value[middle].astype(np.float32), nearest[middle].astype(np.float32),
+        unit.astype(np.float32),
+    )  # fmt: skip
 
 
 @njit(cache=True)
-def _rasterise(points, triangles, front, back, carried, layers, width, height):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+def _rasterise(points, triangles, front, back, carried, normals, layers, width, height):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
     colour = np.zeros((height, width, 3))
     value = np.zeros((height, width))
     nearest = np.full((height, width), np.inf)
     layer = np.full((height, width), -1, np.int32)
+    normal = np.zeros((height, width, 3))
     for t in range(len(triangles)):
         a, b, c = triangles[t]
         ax, ay, az = points[a]
@@ -121,9 +132,11 @@ def _rasterise(points, triangles, front, back, carried, layers, width, height): 
                 nearest[row, column] = z
                 layer[row, column] = layers[t]
                 value[row, column] = wa * carried[a] + wb * carried[b] + wc * carried[c]
+                side = 1.0 if seen_from_front else -1.0
                 for k in range(3):
+                    normal[row, column, k] = side * (wa * normals[a, k] + wb * normals[b, k] + wc * normals[c, k])
                     if seen_from_front:
                         colour[row, column, k] = wa * front[a, k] + wb * front[b, k] + wc * front[c, k]
                     else:
                         colour[row, column, k] = wa * back[a, k] + wb * back[b, k] + wc * back[c, k]
-    return colour, value, nearest, layer
+    return colour, value, nearest, layer, normal

@@ -12,7 +12,7 @@ Kinds of defect, each drawn from a range by seed and scaled by ``strength`` (0: 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 
 from backend.context import Context
 from backend.diffusion.interfaces import PoseTrack, Source
-from tests.oracles.bodies import Array, axis_angle, rotation_matrix
+from tests.oracles.bodies import Array, PosedBody, axis_angle, rotation_matrix
 from tests.oracles.mesh_renderer import Lamp, Picture, draw
 from tests.oracles.meshes import Mesh, noise, vertex_normals
 from tests.oracles.moving_figures import Moment, MovingFigure, place
@@ -144,6 +144,21 @@ class _Paint:
 
 
 @dataclass(frozen=True)
+class Scene:
+    """What stands before the camera in one frame.
+
+    Attributes:
+        posed: the body. meshes: with the video's faults. moved_m: per mesh [N], see ``Moment``.
+        blur: of the picture, standard deviation as a share of its height.
+    """
+
+    posed: PosedBody
+    meshes: list[Mesh]
+    moved_m: list[Array]
+    blur: float
+
+
+@dataclass(frozen=True)
 class OracleVideo:
     """A ``VideoGenerator`` that shows one figure; it must be given the poses, not only their projection."""
 
@@ -177,22 +192,47 @@ class OracleVideo:
         if track.poses is None or track.pelvis_m is None or track.w2c is None:
             raise ValueError("the oracle needs the track's poses, pelvis_m and w2c")
         camera = Camera(track.w2c, track.focal_px, track.width, track.height)
-        asked = track.poses.astype(np.float64)
-        truly = shown_poses(asked, self.defects)
-        wrong_hands = truly.copy()
-        truly[:, WRISTS_AND_FINGERS] = asked[:, WRISTS_AND_FINGERS]  # sleeves are not moved by imagined fingers
-        paint = _Paint(self.figure, self.defects, len(asked))
-        focus = self._focus(len(asked), camera)
-        pelvis = track.pelvis_m.astype(np.float64)
-        for k, (posed, cloths) in enumerate(self.figure.perform(truly, pelvis, warm_up=self.warm_up)):
-            moment = self.figure.dress(posed, cloths, shown=place(self.figure.body, wrong_hands[k], pelvis[k]))
-            meshes = paint.apply(moment, k, track.frames_per_second)
-            picture = draw(meshes, camera, self.lamp, moment.moved_m)
-            yield replace(picture, rgba=_soften(picture.rgba, focus[k]))
+        poses, pelvis = track.poses.astype(np.float64), track.pelvis_m.astype(np.float64)
+        for scene in self.scenes(poses, pelvis, track.frames_per_second):
+            yield self.draw(scene, camera)
 
-    def _focus(self, frames: int, camera: Camera) -> Array:
-        """Blur of each frame, standard deviation in pixels."""
-        most = self.defects.of("blur", 0.8, 2.0) * camera.height / 1024
+    def scenes(
+        self, poses: Array, pelvis_m: Array, frames_per_second: float, cloths_m: Sequence[list[Array]] | None = None
+    ) -> Iterator[Scene]:
+        """What stands before the camera in every frame; any camera may look at it.
+
+        Args:
+            poses: [F,55,3] that are asked for. pelvis_m: [F,3]. frames_per_second: of the video.
+            cloths_m: points of each cloth per frame, where ``MovingFigure.perform`` has moved through these very poses
+                before; a cloth's way takes longer than anything else.
+
+        Raises:
+            ValueError: cloths of the poses asked for, in a video whose people stand in others.
+        """
+        truly = shown_poses(poses, self.defects)
+        wrong_hands = truly.copy()
+        truly[:, WRISTS_AND_FINGERS] = poses[:, WRISTS_AND_FINGERS]  # sleeves are not moved by imagined fingers
+        if cloths_m is None:
+            performed = self.figure.perform(truly, pelvis_m, warm_up=self.warm_up)
+        elif np.array_equal(truly, poses):
+            moves = zip(poses, pelvis_m, cloths_m, strict=True)
+            performed = ((place(self.figure.body, pose, at), cloths) for pose, at, cloths in moves)
+        else:
+            raise ValueError("cloths that were moved already belong to the poses asked for, not to those shown")
+        paint = _Paint(self.figure, self.defects, len(poses))
+        blur = self._blur(len(poses))
+        for k, (posed, cloths) in enumerate(performed):
+            moment = self.figure.dress(posed, cloths, shown=place(self.figure.body, wrong_hands[k], pelvis_m[k]))
+            yield Scene(posed, paint.apply(moment, k, frames_per_second), moment.moved_m, float(blur[k]))
+
+    def draw(self, scene: Scene, camera: Camera, values: Sequence[Array] | None = None) -> Picture:
+        """A scene through a camera; ``values`` per mesh [N] instead of how far cloth moved."""
+        picture = draw(scene.meshes, camera, self.lamp, scene.moved_m if values is None else values)
+        return replace(picture, rgba=_soften(picture.rgba, scene.blur * camera.height))
+
+    def _blur(self, frames: int) -> Array:
+        """Standard deviation of each frame's blur, as a share of a picture's height."""
+        most = self.defects.of("blur", 0.8, 2.0) / 1024
         wander = _wander(self.defects.random("blur"), (frames, 1, 1), 8.0)[:, 0, 0]
         return most * np.clip(0.5 + 0.5 * wander, 0, 1)
 
