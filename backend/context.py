@@ -103,6 +103,8 @@ class Context:
         seed: Seed of every random generator of the job.
         sink: Where progress and previews go.
         cancel_event: Set from another thread or a signal handler to stop the job.
+        finish_event: Set from another thread when people like what they see: a loop that makes its result better step
+            by step ends with what it has, and the job goes on from there.
         checkpoint: Where a long loop keeps its state; see `Keeper`.
         memory_bytes: What the job may plan with on the device, from what is free, the preset and the user's limit; 0
             where unknown. A stage that can work in pieces makes them fit.
@@ -116,6 +118,7 @@ class Context:
     seed: int = 0
     sink: Sink = field(default_factory=QuietSink)
     cancel_event: threading.Event = field(default_factory=threading.Event)
+    finish_event: threading.Event = field(default_factory=threading.Event)
     checkpoint: Keeper = field(default_factory=NoKeeper)
     memory_bytes: int = 0
     economy: int = 0
@@ -163,6 +166,11 @@ class Context:
         """
         if self.cancel_event.is_set():
             raise Cancelled("cancelled")
+
+    @property
+    def finish_asked(self) -> bool:
+        """Whether a loop should end early and keep what it has; it is asked where `raise_if_cancelled` is called."""
+        return self.finish_event.is_set()
 
     def part(self, stage: str, first: float, last: float, total: float) -> Context:
         """A context whose whole progress is the part from `first` to `last`, of `total`, of this context's `stage`.
