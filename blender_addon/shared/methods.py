@@ -13,6 +13,7 @@ from .styles import STYLES
 
 Preset = Literal["fast", "balanced", "best"]
 Body = Literal["auto", "effigy", "smplx"]
+Frames = Literal["auto", "photo", "generated"]
 Way = Literal["auto", "palette", "sas", "edit"]
 Files = Literal["", "picture", "motion"]
 
@@ -71,6 +72,19 @@ class BodyRequest:
         "The same person in the same clothes, from behind or from the side: they colour what the photo does not show.",
         maximum=8,
         files="picture",
+    )
+    frames: Frames = parameter(
+        "auto",
+        "Frames",
+        "generated: a video model shows the person in motion, and folds that follow the pose are learned from it;"
+        " photo: the photo alone; auto: generated where a video model is installed.",
+    )
+    motions: tuple[str, ...] = parameter(
+        (),
+        "More motions",
+        "Motion files (AMASS or SMPL-X .npz, .bvh) that the video model shows the person in, besides our own two.",
+        maximum=4,
+        files="motion",
     )
     seed: int = parameter(0, "Seed", "The same seed gives the same avatar.", minimum=0, maximum=2**31 - 1)
 
