@@ -136,6 +136,65 @@ def write_contact_sheet(path: Path, photo: np.ndarray, cloud: GaussianCloud, ava
     os.replace(part, path)
 
 
+def write_bust_sheet(path: Path, photo: np.ndarray, cloud: GaussianCloud, avatar: Avatar, context: Context) -> None:
+    """Write preview.png of a bust: the photo, views around, and the face in action.
+
+    Args:
+        path: File to write.
+        photo: [H, W, 3] uint8 RGB.
+        cloud: The bust's rest cloud.
+        avatar: Its arrays.
+        context: Progress and cancelling.
+    """
+    cells = [_letterbox(photo, CELL_PX)]
+    for azimuth in (0.0, 40.0, 90.0, 180.0):
+        cells.append(draw_bust(cloud, avatar, azimuth_deg=azimuth))
+        context.progress("contact sheet", len(cells), 8)
+    for actions, turn in BUST_ACTIONS:
+        cells.append(draw_bust(cloud, avatar, actions, turn))
+        context.progress("contact sheet", len(cells), 8)
+    rows = [np.concatenate(cells[k : k + 4], axis=1) for k in range(0, 8, 4)]
+    part = path.with_name(path.name + ".part")
+    Image.fromarray(np.concatenate(rows)).save(part, format="PNG")
+    os.replace(part, path)
+
+
+BUST_ACTIONS: tuple[tuple[dict[str, float], float], ...] = (
+    ({"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0}, 0.0),
+    ({"jawOpen": 0.6}, 0.0),
+    ({"mouthSmileLeft": 0.7, "mouthSmileRight": 0.7, "jawOpen": 0.15}, -25.0),
+)
+"""Facial actions and turn of the head (degrees to the subject's left) on a bust's contact sheet."""
+
+
+def draw_bust(
+    cloud: GaussianCloud,
+    avatar: Avatar,
+    actions: dict[str, float] | None = None,
+    turn_deg: float = 0.0,
+    azimuth_deg: float = 0.0,
+    size_px: int = CELL_PX,
+) -> np.ndarray:
+    """Draw a bust whole.
+
+    Args:
+        cloud: Its rest cloud.
+        avatar: Its arrays.
+        actions: Weights of facial actions.
+        turn_deg: Turn of neck and head to the subject's left.
+        azimuth_deg: 0 front, 90 the subject's left side.
+        size_px: Side of the picture.
+
+    Returns:
+        [size, size, 3] uint8 RGB.
+    """
+    pose = np.zeros((55, 3))
+    for name in ("neck", "head"):
+        pose[JOINT_NAMES.index(name), 1] = np.radians(turn_deg) / 2
+    bounds = (np.percentile(cloud.positions_m, 0.2, axis=0), np.percentile(cloud.positions_m, 99.8, axis=0))
+    return draw_view(pose_avatar(cloud, avatar, pose, actions=actions), azimuth_deg, 0.0, size_px, bounds)
+
+
 def draw_head(
     cloud: GaussianCloud, avatar: Avatar, actions: dict[str, float], azimuth_deg: float, size_px: int
 ) -> np.ndarray:

@@ -2,48 +2,95 @@
 
 With nothing downloaded this is the photo-only path: perception, body fit, the person's own head, volume for hair and
 loose clothes from the outline, Gaussians coloured by the photo where it shows them and filled by rule where it does
-not, and a short optimisation against the photo.
+not, and a short optimisation against the photo. Where a video model is installed, PERSONA's path follows it
+(`body_learned`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from backend.context import Context
-from backend.diffusion.weights import Weights
-from backend.human.cover import body_splats
-from backend.human.dress import Dressed, dress, find_held_objects
+from backend.diffusion.registry import row
+from backend.diffusion.weights import Weights, missing
+from backend.errors import MODEL_MISSING, UserError
+from backend.human.dress import Dressed
 from backend.human.fit import BodyFit, fit_body
-from backend.human.head import head_splats, personalise_head
-from backend.human.model import BodyModel, load_default_body, load_smplx
+from backend.human.head import personalise_head
+from backend.human.model import BodyModel
 from backend.human.personal import Personal
-from backend.human.posing import photo_expression_m, pose_proxy
+from backend.methods.photo_person import body_title, dress_person, load_body, match_photo, place_splats
 from backend.perception.people import Person, find_person
 from backend.perception.photo import Photo
 from backend.pipeline import Outcome, Stage
 from backend.preview import write_contact_sheet
 from backend.splats.avatar import build_avatar
-from backend.splats.bound import BoundSplats, concatenate
-from backend.splats.optimise import OptimiseSettings, optimise_to_photo
+from backend.splats.bound import BoundSplats
+from backend.splats.optimise import OptimiseSettings
 from blender_addon.shared.avatar import write_bundle
 from blender_addon.shared.methods import BodyRequest
+
+if TYPE_CHECKING:
+    from backend.splats.persona_avatar import BoundPersona
+
+PHOTO_ONLY = ("photo only (no generative model)",)
 
 ITERATIONS = {"fast": 90, "balanced": 180, "best": 400}
 """Steps against the photo by preset: each is worth its time in the front view only; the demo's portrait reaches 32 dB
 inside its eroded mask with 180 (measured)."""
 
 
+VIDEO_MODELS = ("wan-animate", "wan-vace")
+"""Any of them makes the frames that PERSONA learns from."""
+
+
 def stages(request: BodyRequest, models: Weights) -> list[Stage]:
-    """The stages in their order; what is there at the start is `backend.generate.GIVEN`."""
+    """The stages in their order; what is there at the start is `backend.generate.GIVEN`.
+
+    Raises:
+        UserError: Code 3 if generated frames are wanted and no video model is installed.
+    """
+    if not is_learned(request, models):
+        return [*photo_stages(), written(())]
+    from backend.methods.body_learned import learned_stages
+
+    return [*photo_stages(), *learned_stages(request), written(("persona",))]
+
+
+def is_learned(request: BodyRequest, models: Weights) -> bool:
+    """Whether a video model shows the person in motion.
+
+    Raises:
+        UserError: Code 3 if that is wanted and none is installed.
+    """
+    if request.frames == "photo":
+        return False
+    if any(models.installed(model_id) for model_id in VIDEO_MODELS):
+        return True
+    if request.frames == "generated":
+        raise UserError(missing(row(VIDEO_MODELS[-1]), models), MODEL_MISSING)
+    return False
+
+
+def photo_stages() -> list[Stage]:
+    """From the photo to Gaussians that match it."""
     return [
-        Stage("Load the body", ("own_body",), ("body",), _load, keep=False),
+        Stage("Load the body", ("own_body",), ("body",), load_body, keep=False),
         Stage("Find the person", ("photo", "request"), ("person",), _find, version=2),
         Stage("Fit the body", ("person", "body"), ("fit",), fit_body, version=2),
         Stage("Fit the head", ("person", "body", "fit"), ("personal",), personalise_head),
         Stage("Dress the body", ("person", "body", "personal", "request"), ("held", "dressed"), _dress, version=2),
-        Stage("Place the Gaussians", ("person", "body", "personal", "dressed", "held"), ("splats",), _place, version=3),
+        Stage(
+            "Place the Gaussians",
+            ("person", "body", "personal", "dressed", "held"),
+            ("splats",),
+            place_splats,
+            version=3,
+        ),
         Stage(
             "Match the photo",
             ("person", "body", "personal", "dressed", "held", "splats", "request"),
@@ -52,18 +99,13 @@ def stages(request: BodyRequest, models: Weights) -> list[Stage]:
             version=2,
             economies=("matched at 256 px instead of 512",),
         ),
-        Stage(
-            "Write the avatar",
-            ("person", "body", "fit", "personal", "dressed", "matched", "request", "folder"),
-            ("outcome",),
-            _write,
-            keep=False,
-        ),
     ]
 
 
-def _load(own_body: Path | None, context: Context) -> BodyModel:
-    return load_default_body() if own_body is None else load_smplx(own_body)
+def written(more: tuple[str, ...]) -> Stage:
+    """The last stage; `more` names what the learned path provides."""
+    needs = ("person", "body", "fit", "personal", "dressed", "matched", "request", "folder", *more)
+    return Stage("Write the avatar", needs, ("outcome",), _write, keep=False)
 
 
 def _find(photo: Photo, request: BodyRequest, context: Context) -> Person:
@@ -73,16 +115,7 @@ def _find(photo: Photo, request: BodyRequest, context: Context) -> Person:
 def _dress(
     person: Person, body: BodyModel, personal: Personal, request: BodyRequest, context: Context
 ) -> tuple[np.ndarray, Dressed]:
-    held = find_held_objects(person, body, personal)
-    return held, dress(person, body, personal, held, request.outline, context)
-
-
-def _place(
-    person: Person, body: BodyModel, personal: Personal, dressed: Dressed, held: np.ndarray, context: Context
-) -> BoundSplats:
-    head = head_splats(person, body, personal, context.part("head", 0, 60, 100))
-    rest = body_splats(person, body, personal, dressed, held, context.part("clothes and hands", 60, 100, 100))
-    return concatenate([head, rest])
+    return dress_person(person, body, personal, request.outline, context)
 
 
 def _match(
@@ -95,37 +128,8 @@ def _match(
     request: BodyRequest,
     context: Context,
 ) -> BoundSplats:
-    body, personal = dressed.body(body), dressed.wearer(personal)
-    rest = dressed.vertices_m
-    photo_rest = rest + photo_expression_m(personal)
-    posed = pose_proxy(body, photo_rest, personal.joints_m, personal.pose, personal.translation_m)
-    return optimise_to_photo(
-        splats,
-        posed,
-        rest,
-        body.triangles,
-        personal.camera,
-        person.image,
-        person.mask,
-        held,
-        _face_box(person),
-        OptimiseSettings(iterations=ITERATIONS[request.preset], size_px=512 >> context.economy),
-        context,
-    )
-
-
-def _title(body: BodyModel) -> str:
-    """Name of the body with its terms: a user's own file has them, and what is made with it too."""
-    return body.name if body.has_actions else f"{body.name}; its licence allows research only unless you have another"
-
-
-def _face_box(person: Person) -> tuple[float, float, float, float] | None:
-    """(x0, y0, x1, y1) px around the face, or None where there is none."""
-    if not len(person.face_px):
-        return None
-    low, high = person.face_px[:468, :2].min(axis=0), person.face_px[:468, :2].max(axis=0)
-    centre, half = (low + high) / 2, 0.59 * float((high - low).max())
-    return (*(centre - half), *(centre + half))
+    settings = OptimiseSettings(iterations=ITERATIONS[request.preset], size_px=512 >> context.economy)
+    return match_photo(person, body, personal, dressed, held, splats, settings, context)
 
 
 def _write(
@@ -137,12 +141,27 @@ def _write(
     matched: BoundSplats,
     request: BodyRequest,
     folder: Path,
-    context: Context,
+    *rest: Any,
 ) -> Outcome:
-    body, personal = dressed.body(body), dressed.wearer(personal)
-    cloud, avatar = build_avatar(body, personal, fit.betas, dressed.vertices_m, matched, request.height_m)
+    """`rest` is the learned path's `Part`, where it was taken, and the context."""
+    *part, context = rest
+    learned: BoundPersona | None = part[0].value if part else None
+    worn, wearer = dressed.body(body), dressed.wearer(personal)
+    splats = matched if learned is None else learned.splats
+    cloud, avatar = build_avatar(worn, wearer, fit.betas, dressed.vertices_m, splats, request.height_m)
+    if learned is not None:
+        scale = float(np.ptp(avatar.vertices_m[:, 1])) / float(np.ptp(dressed.vertices_m[:, 1]))
+        avatar = replace(avatar, controls=learned.controls(scale))
     write_bundle(folder, cloud, avatar)
     write_contact_sheet(folder / "preview.png", person.image, cloud, avatar, context)
-    return Outcome(
-        generators=("photo only (no generative model)", _title(body), "mediapipe 0.10.21 (Apache-2.0)"),
-    )
+    made_by = PHOTO_ONLY if learned is None else learned.made_by
+    return Outcome((*made_by, _title(worn), "mediapipe 0.10.21 (Apache-2.0)"), _unused(request, bool(part)))
+
+
+def _unused(request: BodyRequest, learned: bool) -> tuple[str, ...]:
+    """What the request names and the photo-only path does not look at, a line each."""
+    if learned:
+        return ()
+    what = [name for name, files in (("further photos", request.photos), ("motions", request.motions)) if files]
+    step = "they count where frames are generated: python -m backend models fetch wan-vace"
+    return tuple(f"The {name} were not used; {step}" for name in what)

@@ -1,0 +1,197 @@
+"""Method `portrait`: a stylised bust that blinks, speaks and turns.
+
+The person is made from the photo as for `body`, cut to a bust, and then styled in one of three ways: with nothing
+downloaded by a palette and a material that answer to a fixed studio; by Style Aligned Sampling with Stable Diffusion;
+or before all that, by an image model that edits the photo.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from backend.context import Context
+from backend.diffusion.weights import Weights
+from backend.errors import MODEL_MISSING, UserError
+from backend.human.bust import Bust, beyond_bust, cut_bust, inside_bust
+from backend.human.dress import Dressed
+from backend.human.fit import BodyFit, fit_body
+from backend.human.head import personalise_head
+from backend.human.model import BodyModel
+from backend.human.personal import Personal
+from backend.human.zbuffer import view_mesh
+from backend.methods import portrait_sas
+from backend.methods.photo_person import body_title, dress_person, load_body, match_photo, place_splats
+from backend.perception.people import Person, find_person
+from backend.perception.photo import Photo, read_photo
+from backend.pipeline import Outcome, Stage
+from backend.preview import write_bust_sheet
+from backend.splats.avatar import build_avatar
+from backend.splats.bound import BoundSplats
+from backend.splats.optimise import OptimiseSettings
+from blender_addon.shared.avatar import write_bundle
+from blender_addon.shared.methods import PortraitRequest
+from blender_addon.shared.styles import STYLES, find_style
+
+ITERATIONS = {"fast": 40, "balanced": 90, "best": 250}
+"""Steps against the photo by preset; most of what they gain is hidden by a style."""
+
+PALETTE = "colours and material by rule (no generative model)"
+
+
+def stages(request: PortraitRequest, models: Weights) -> list[Stage]:
+    """The stages in their order; what is there at the start is `backend.generate.GIVEN`.
+
+    Raises:
+        UserError: If the style or the way needs a model that is not installed.
+    """
+    way = choose_way(request, models)
+    edited = portrait_sas.edit_stages(request, models) if way == "edit" else []
+    shown = "edited" if way == "edit" else "photo"
+    chain = [
+        *edited,
+        Stage("Load the body", ("own_body",), ("body",), load_body, keep=False),
+        Stage("Find the face", (shown, "request"), ("person",), _find),
+        Stage("Fit the body", ("person", "body"), ("fit",), fit_body),
+        Stage("Fit the head", ("person", "body", "fit"), ("personal",), personalise_head),
+        Stage("Dress the body", ("person", "body", "personal"), ("held", "dressed"), _dress),
+        Stage("Place the Gaussians", ("person", "body", "personal", "dressed", "held"), ("placed",), _place),
+        Stage(
+            "Match the photo",
+            ("person", "body", "personal", "dressed", "held", "placed", "request"),
+            ("matched",),
+            _match,
+            economies=("matched at 256 px instead of 512",),
+        ),
+        Stage("Cut the bust", ("body", "personal", "dressed", "matched"), ("bust",), _cut),
+    ]
+    if way == "sas":
+        chain += portrait_sas.sas_stages(request, models)
+    elif way == "palette":
+        chain += [Stage("Paint the style", ("bust", "request", "folder"), ("styled", "made_by"), _paint)]
+    else:
+        chain += [Stage("Keep the edited colours", ("bust",), ("styled",), _as_matched)]
+    needs = ("person", "body", "fit", "bust", "styled", "made_by", "folder")
+    return [*chain, Stage("Write the portrait", needs, ("outcome",), _write, keep=False)]
+
+
+def choose_way(request: PortraitRequest, models: Weights) -> Literal["palette", "sas", "edit"]:
+    """Which way a request goes with what is installed.
+
+    Raises:
+        UserError: Code 3 if it cannot go any: the line names the presets and the command that fetches the models.
+    """
+    if request.way in ("sas", "edit"):
+        missing = portrait_sas.lacking(request.way, models)
+        if missing:
+            raise UserError(
+                f"way={request.way} needs {', '.join(missing)}, not installed: {_fetch(missing)}; or leave way=auto",
+                MODEL_MISSING,
+            )
+        return request.way
+    missing = portrait_sas.lacking("sas", models)
+    if request.way == "auto" and not missing:
+        return "sas"
+    if not request.style_image and find_style(request.style) is None:
+        words = " ".join(request.style.split())[:60]
+        raise UserError(
+            f"no preset is called '{words}', and without an image model there are only presets: {', '.join(STYLES)};"
+            f" name one, give a style picture, or fetch the model: {_fetch(missing or portrait_sas.MODELS['sas'])}",
+            MODEL_MISSING,
+        )
+    return "palette"
+
+
+def _fetch(missing: tuple[str, ...]) -> str:
+    return f"python -m backend models fetch {' '.join(missing)}"
+
+
+def _find(photo: Photo, request: PortraitRequest, context: Context) -> Person:
+    person = find_person(photo.image, request.person, context)
+    if not len(person.face_px):
+        raise UserError(
+            "No face was recognised in the photo; use one in which the face is larger and looks towards the camera.",
+            kind="BAD_IMAGE",
+        )
+    return person
+
+
+def _dress(person: Person, body: BodyModel, personal: Personal, context: Context) -> tuple[np.ndarray, Dressed]:
+    return dress_person(person, body, personal, True, context)
+
+
+def _place(
+    person: Person, body: BodyModel, personal: Personal, dressed: Dressed, held: np.ndarray, context: Context
+) -> BoundSplats:
+    splats = place_splats(person, body, personal, dressed, held, context)
+    worn = dressed.body(body), dressed.wearer(personal)
+    return splats.select(inside_bust(*worn, dressed.vertices_m, splats))
+
+
+def _match(
+    person: Person,
+    body: BodyModel,
+    personal: Personal,
+    dressed: Dressed,
+    held: np.ndarray,
+    placed: BoundSplats,
+    request: PortraitRequest,
+    context: Context,
+) -> BoundSplats:
+    settings = OptimiseSettings(iterations=ITERATIONS[request.preset], size_px=512 >> context.economy)
+    away = _beyond(person, dressed.body(body), dressed.wearer(personal), dressed)
+    mask = np.where(away, 0, person.mask).astype(np.float32)
+    return match_photo(person, body, personal, dressed, held | away, placed, settings, context, mask)
+
+
+def _beyond(person: Person, body: BodyModel, personal: Personal, dressed: Dressed) -> np.ndarray:
+    """[H, W] bool: pixels of what the bust does not keep, each counted to the nearest part of the body."""
+    view = view_mesh(dressed.posed_m.astype(np.float64), body.triangles, personal.camera)
+    covered = view.nearest.covered
+    if not covered.any():
+        return np.zeros(person.mask.shape, bool)
+    gone = beyond_bust(body, personal, dressed.vertices_m)[body.triangles].any(axis=1)
+    _, index = cv2.distanceTransformWithLabels(
+        (~covered).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    table = np.zeros(index.max() + 1, bool)
+    table[index[covered]] = gone[view.nearest.triangle[covered]]
+    return table[index]
+
+
+def _cut(body: BodyModel, personal: Personal, dressed: Dressed, matched: BoundSplats, context: Context) -> Bust:
+    return cut_bust(dressed.body(body), dressed.wearer(personal), dressed.vertices_m, matched)
+
+
+def _as_matched(bust: Bust, context: Context) -> BoundSplats:
+    return bust.splats
+
+
+def _paint(bust: Bust, request: PortraitRequest, folder: Path, context: Context) -> tuple[BoundSplats, tuple[str, ...]]:
+    from backend.splats.palette import paint
+
+    style = find_style(request.style) or STYLES["realistic"]
+    picture = read_photo(folder / request.style_image).image if request.style_image else None
+    return paint(bust, style, picture, request.strength, context), (PALETTE,)
+
+
+def _write(
+    person: Person,
+    body: BodyModel,
+    fit: BodyFit,
+    bust: Bust,
+    styled: BoundSplats,
+    made_by: tuple[str, ...],
+    folder: Path,
+    context: Context,
+) -> Outcome:
+    cloud, avatar = build_avatar(bust.body, bust.personal, fit.betas, bust.vertices_m, styled)
+    write_bundle(folder, cloud, avatar)
+    write_bust_sheet(folder / "preview.png", person.image, cloud, avatar, context)
+    return Outcome(generators=(*made_by, body_title(body), "mediapipe 0.10.21 (Apache-2.0)"))
+
+
+__all__ = ["choose_way", "stages"]
