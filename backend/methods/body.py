@@ -155,7 +155,7 @@ def _write(
     write_bundle(folder, cloud, avatar)
     write_contact_sheet(folder / "preview.png", person.image, cloud, avatar, context)
     made_by = PHOTO_ONLY if learned is None else learned.made_by
-    return Outcome((*made_by, _title(worn), "mediapipe 0.10.21 (Apache-2.0)"), _unused(request, bool(part)))
+    return Outcome((*made_by, body_title(worn), "mediapipe 0.10.21 (Apache-2.0)"), _unused(request, bool(part)))
 
 
 def _unused(request: BodyRequest, learned: bool) -> tuple[str, ...]:
