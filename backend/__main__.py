@@ -39,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
     generate.add_argument("--preset", metavar="P", help="fast, balanced or best")
     generate.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter; repeatable")
+    more = "the same person from behind or from the side; repeatable"
+    generate.add_argument("--photo", action="append", default=[], metavar="FILE", help=more)
     generate.add_argument("--smplx", type=Path, metavar="FILE", help="your own SMPL-X file, as the body")
     generate.add_argument("--resume", action="store_true", help="go on where an interrupted run of this job stopped")
 
@@ -157,9 +159,13 @@ def _run(options: argparse.Namespace) -> int:
     if options.command == "generate":
         from backend.generate import generate
 
-        settings = parse_settings(options.set)
+        settings: dict[str, str | tuple[str, ...]] = dict(parse_settings(options.set))
         if options.preset is not None:
             settings["preset"] = options.preset
+        if options.photo:
+            if "photos" in settings:
+                raise UserError("--photo and --set photos= both name further photos; use one of them")
+            settings["photos"] = tuple(options.photo)
         return generate(options.method, options.image, options.out, settings, options.resume, options.smplx)
     if options.command == "render":
         from backend.render import render_command

@@ -28,11 +28,13 @@ from backend.memory import budget
 from backend.perception.photo import Photo, read_photo
 from backend.pipeline import Run, Stage, check_chain
 from backend.pipeline import run as run_stages
+from backend.request_files import RequestFiles, copy_files, read_files
 from blender_addon.shared.methods import Request, request_from_settings, request_to_json
 
 GIVEN: tuple[str, ...] = ("photo", "request", "folder", "own_body", "models")
 """What a method's first stage finds: the `Photo`, the request, the folder for the result's files, the user's own
-SMPL-X file or None, and the installed models (`Weights`)."""
+SMPL-X file or None, and the installed models (`Weights`). The files that the request names lie in the folder, and its
+names are relative to it."""
 
 
 class _Both:
@@ -77,7 +79,7 @@ class Order:
 
     Attributes:
         method: Method id.
-        request: Its parameters, checked.
+        request: Its parameters, checked; files by their paths.
         image: The photo.
         out: Folder of the result.
         resume: Take over what an interrupted run of the same job left.
@@ -125,7 +127,12 @@ class JobFailedError(Exception):
 
 
 def generate(
-    method: str, image: Path, out: Path, settings: Mapping[str, str], resume: bool, own_body: Path | None = None
+    method: str,
+    image: Path,
+    out: Path,
+    settings: Mapping[str, str | tuple[str, ...]],
+    resume: bool,
+    own_body: Path | None = None,
 ) -> int:
     """Run one job from the command line and publish its folder.
 
@@ -133,7 +140,7 @@ def generate(
         method: Method id.
         image: The photo.
         out: Folder of the result.
-        settings: Parameters as texts.
+        settings: Parameters as texts; several files as a tuple or with commas.
         resume: Go on where an interrupted run of the same job stopped.
         own_body: The user's own SMPL-X file.
 
@@ -193,7 +200,10 @@ def perform(order: Order, sink: Sink, cancel_event: threading.Event, capture_std
         device = choose_device(order.device)
         order = _with_body(order)
         photo = _read_photo(order.image)
-        wanted = jobs.identity(order.method, request_to_json(order.request), photo, order.own_body)
+        files = read_files(order.request)
+        order = replace(order, request=files.request)
+        request = request_to_json(order.request)
+        wanted = jobs.identity(order.method, request, photo, order.own_body, files.sha256)
         if order.resume and jobs.is_finished(order.out, wanted):
             return Finished(order.out, already=True)
         job = jobs.begin(order.out, wanted, order.resume)
@@ -201,7 +211,7 @@ def perform(order: Order, sink: Sink, cancel_event: threading.Event, capture_std
         raise JobFailedError(failure_of(error), None) from error
     try:
         with jobs.disk_errors(order.out):
-            run = _work(order, photo, job, device, sink, cancel_event, capture_stdout)
+            run = _work(order, photo, files, job, device, sink, cancel_event, capture_stdout)
             if cancel_event.is_set():
                 raise Cancelled("cancelled")
             folder = jobs.publish(job, run, photo, device, time.perf_counter() - began)
@@ -250,6 +260,7 @@ def _read_photo(path: Path) -> Photo:
 def _work(
     order: Order,
     photo: Photo,
+    files: RequestFiles,
     job: jobs.Job,
     device: str,
     sink: Sink,
@@ -263,6 +274,7 @@ def _work(
         both = _Both(sink, TerminalSink(log))
         try:
             shutil.copyfile(photo.path, job.work / f"input.{photo.format}")
+            copy_files(files, job.work)
             for line in photo.warnings:
                 both.warning("NOTE", line)
             models = Weights.default()

@@ -27,6 +27,9 @@ STATE = "state.json"
 NEEDED_BYTES = 300_000_000
 """What a job may write before it is published: checkpoints, states of loops and the result, with half as much again."""
 
+_SOMETIMES = ("body_sha256", "files_sha256")
+"""Of a job's identity, what only some jobs have."""
+
 _REQUEST = "request.json"
 _CHECKPOINTS = "checkpoints"
 _SCRATCH = "scratch"
@@ -70,9 +73,24 @@ class Job:
         return self.work / LOG
 
 
-def identity(method: str, request: Mapping[str, Any], photo: Photo, own_body: Path | None = None) -> dict[str, Any]:
-    """Everything that influences the result, as JSON; of the user's own body file its sha256."""
-    own = {"body_sha256": sha256(own_body)} if own_body is not None else {}
+def identity(
+    method: str,
+    request: Mapping[str, Any],
+    photo: Photo,
+    own_body: Path | None = None,
+    files: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Everything that influences the result, as JSON.
+
+    Args:
+        method: Method id.
+        request: Its parameters; files by their names inside the job.
+        photo: The photo.
+        own_body: The user's own body file, whose sha256 counts.
+        files: sha256 by name of the request's files.
+    """
+    own: dict[str, Any] = {"body_sha256": sha256(own_body)} if own_body is not None else {}
+    own |= {"files_sha256": dict(files)} if files else {}
     common = {"method": method, "request": dict(request), "photo_sha256": photo.sha256}
     return common | {"effigy_version": __version__} | own
 
@@ -83,7 +101,7 @@ def is_finished(out: Path, wanted: Mapping[str, Any]) -> bool:
         result = json.loads((out / RESULT).read_text("utf-8"))
         same = all(result[name] == wanted[name] for name in ("method", "request", "effigy_version"))
         whole = all((out / item["path"]).stat().st_size == item["bytes"] for item in result["files"])
-        same = same and result.get("body_sha256") == wanted.get("body_sha256")
+        same = same and all(result.get(name) == wanted.get(name) for name in _SOMETIMES)
         return same and whole and result["input"]["sha256"] == wanted["photo_sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -255,8 +273,8 @@ def describe(job: Job, run: Run, photo: Photo, device: str, seconds: float) -> d
         {"name": r.name, "seconds": round(r.seconds, 3), "peak_memory_bytes": r.peak_memory_bytes, "resumed": r.resumed}
         for r in run.records
     ]
-    own_body = {name: job.identity[name] for name in ("body_sha256",) if name in job.identity}
-    return own_body | {
+    own = {name: job.identity[name] for name in _SOMETIMES if name in job.identity}
+    return own | {
         "schema_version": SCHEMA_VERSION,
         "effigy_version": job.identity["effigy_version"],
         "method": job.identity["method"],

@@ -25,6 +25,7 @@ from backend.serve import ServeOptions, Ticket
 from blender_addon.shared import protocol
 from blender_addon.shared.methods import REQUESTS, request_from_json
 from blender_addon.shared.protocol import BackendMessage, Capabilities, Failed, File, Preview, Progress, Result, Run
+from blender_addon.shared.request_files import located, named_files
 
 PROGRESS_S = 0.1
 """Progress inside a stage is sent this often at most; a panel draws ten times a second at most."""
@@ -128,19 +129,33 @@ def _check(order: Run, options: ServeOptions) -> Order:
     inside = folder.resolve() == options.jobs.resolve() / order.job_id
     if not inside or not folder.is_dir():
         raise UserError(f"the job's folder {order.job_id} is not in the folder of jobs; submit the job again")
-    if problem := protocol.check_relative(order.image):
-        raise UserError(f"image: {problem}")
-    image = folder / order.image
-    if not image.resolve().is_relative_to(folder.resolve()):
-        raise UserError("image: a file's name cannot leave the job's folder")
+    image = _inside(folder, "image", order.image)
     try:
         request = request_from_json(order.method, order.request)
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from error
+    for parameter, names in named_files(request).items():
+        for name in names:
+            _inside(folder, parameter, name)
+    request = located(request, folder)
     out, log = folder / RESULT_FOLDER, folder / jobs.LOG
     return Order(
         order.method, request, image, out, order.resume, log, options.memory_bytes, options.own_body, options.device
     )
+
+
+def _inside(folder: Path, field: str, name: str) -> Path:
+    """The file of the job's folder that a field of the message names.
+
+    Raises:
+        UserError: If it would lie elsewhere.
+    """
+    if problem := protocol.check_relative(name):
+        raise UserError(f"{field}: {problem}")
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{field}: a file's name cannot leave the job's folder")
+    return path
 
 
 def _files(result: Path, folder: Path) -> tuple[File, ...]:

@@ -17,6 +17,7 @@ from .operators.display import EFFIGY_OT_display
 from .operators.edit import splat_objects
 from .operators.generate import BUNDLE_PROPERTY, REQUEST_PROPERTY, picture_at_hand
 from .shared.methods import REQUESTS
+from .shared.request_files import FileParameter, file_parameters
 
 _PRESET = "preset"
 """A method's parameter with this name is shown as a row of buttons above the others."""
@@ -80,7 +81,9 @@ def _draw_photo(layout: bpy.types.UILayout, context: bpy.types.Context, settings
 def _draw_parameters(layout: bpy.types.UILayout, settings: Any) -> None:
     """Method, preset, and every other parameter of the method's request."""
     group = getattr(settings, settings.method)
-    names = [item.name for item in fields(REQUESTS[settings.method])]
+    request = REQUESTS[settings.method]
+    names = [item.name for item in fields(request)]
+    several = {parameter.name: parameter for parameter in file_parameters(request) if parameter.several}
     column = layout.column()
     column.use_property_split = True
     column.use_property_decorate = False
@@ -96,7 +99,27 @@ def _draw_parameters(layout: bpy.types.UILayout, settings: Any) -> None:
         body.use_property_split = True
         body.use_property_decorate = False
         for name in names:
-            body.prop(group, name)
+            if name in several:
+                _draw_files(body, getattr(group, name), several[name])
+            else:
+                body.prop(group, name)
+
+
+def _draw_files(layout: bpy.types.UILayout, rows: Any, parameter: FileParameter) -> None:
+    """A row per file, and what adds one and takes one away; the label stands where those of the others do."""
+    split = layout.split(factor=0.4)
+    left = split.row()
+    left.alignment = "RIGHT"
+    left.label(text=parameter.label)
+    column = split.column(align=True)
+    column.use_property_split = False
+    for number, row in enumerate(rows):
+        line = column.row(align=True)
+        line.prop(row, "path", text="")
+        remove = line.operator("effigy.remove_file", text="", icon="X")
+        remove.parameter, remove.number = parameter.name, number
+    adding = "Add More" if len(rows) else "Add"
+    column.operator("effigy.add_files", text=adding, icon="ADD").parameter = parameter.name
 
 
 class EFFIGY_PT_jobs(_Sidebar, bpy.types.Panel):
@@ -172,11 +195,18 @@ def _request_texts(rig: bpy.types.Object) -> tuple[str, str, list[tuple[str, str
         return "", "", []
     known = fields(REQUESTS[method]) if method in REQUESTS else ()
     changed = [
-        (item.metadata["label"], f"{values[item.name]} {item.metadata['unit']}".strip())
+        (item.metadata["label"], _value_text(values[item.name], item.metadata["unit"]))
         for item in known
-        if item.name != _PRESET and values.get(item.name, item.default) != item.default
+        if item.name != _PRESET and values.get(item.name, item.default) not in (item.default, [])
     ]
     return method.title(), str(values.get(_PRESET, "")), changed
+
+
+def _value_text(value: object, unit: str) -> str:
+    """A parameter's value for people; of several files only how many."""
+    if isinstance(value, list):
+        return f"{len(value)} file" if len(value) == 1 else f"{len(value)} files"
+    return f"{value} {unit}".strip()
 
 
 def _fact(layout: bpy.types.UILayout, name: str, value: str) -> None:

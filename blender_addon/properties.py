@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args, get_type_hints
 
 import bpy
 import numpy as np
 
-from .shared.methods import REQUESTS, Request, request_from_json, request_to_json
+from .shared.methods import REQUESTS, SEVERAL, Request, request_from_json, request_to_json
 
 _METHODS = [
     (method, method.title(), (request.__doc__ or "").strip().split("\n")[0].rstrip("."))
     for method, request in REQUESTS.items()
 ]
 """The enum's items: Blender does not keep their texts, so they have to live here."""
+
+
+class EFFIGY_PG_file(bpy.types.PropertyGroup):
+    """One of several files that a parameter names."""
+
+    path: bpy.props.StringProperty(name="File", description="The file", subtype="FILE_PATH")  # pyright: ignore[reportInvalidTypeForm]
 
 
 def _property(item: Field[Any], hint: Any) -> Any:
@@ -28,6 +34,10 @@ def _property(item: Field[Any], hint: Any) -> Any:
     }
     low, high = item.metadata["minimum"], item.metadata["maximum"]
     limits = {name: value for name, value in (("min", low), ("max", high)) if value is not None}
+    if hint == SEVERAL:
+        return bpy.props.CollectionProperty(type=EFFIGY_PG_file, **words)
+    if item.metadata.get("files"):
+        return bpy.props.StringProperty(default=item.default, subtype="FILE_PATH", **words)
     if get_args(hint):
         choices = [(str(value), str(value).replace("_", " ").title(), "") for value in get_args(hint)]
         return bpy.props.EnumProperty(items=choices, default=item.default, **words)
@@ -71,7 +81,7 @@ def classes() -> tuple[type, ...]:
     """What has to be registered, in order."""
     for method, group in METHOD_GROUPS.items():
         EFFIGY_PG_settings.__annotations__[method] = bpy.props.PointerProperty(type=group)
-    return (*METHOD_GROUPS.values(), EFFIGY_PG_settings)
+    return (EFFIGY_PG_file, *METHOD_GROUPS.values(), EFFIGY_PG_settings)
 
 
 def attach() -> None:
@@ -91,8 +101,17 @@ def chosen_request(settings: Any) -> Request:
         ValueError: If a value is out of range; one line.
     """
     group = getattr(settings, settings.method)
-    values = {item.name: _exact(getattr(group, item.name)) for item in fields(REQUESTS[settings.method])}
+    values = {item.name: _value(item, getattr(group, item.name)) for item in fields(REQUESTS[settings.method])}
     return request_from_json(settings.method, values)
+
+
+def _value(item: Field[Any], shown: Any) -> Any:
+    """A parameter's value from what the panel shows of it: files as whole paths, empty rows left out."""
+    if not item.metadata.get("files"):
+        return _exact(shown)
+    if isinstance(shown, str):
+        return bpy.path.abspath(shown)
+    return tuple(bpy.path.abspath(row.path) for row in shown if row.path)
 
 
 def _exact(value: Any) -> Any:
@@ -103,5 +122,16 @@ def _exact(value: Any) -> Any:
 def show_request(settings: Any, method: str, request: Request) -> None:
     """Put a request into the panel."""
     settings.method = method
+    group = getattr(settings, method)
     for name, value in request_to_json(request).items():
-        setattr(getattr(settings, method), name, value)
+        if isinstance(value, list):
+            show_files(getattr(group, name), value)
+        else:
+            setattr(group, name, value)
+
+
+def show_files(rows: Any, paths: Sequence[str]) -> None:
+    """Let a parameter's rows be these files and no others."""
+    rows.clear()
+    for path in paths:
+        rows.add().path = path

@@ -18,6 +18,7 @@ from .operators import (
     generate,
     import_avatar,
     import_splats,
+    request_files,
     rig,
 )
 from .operators import setup as setup_operators
@@ -41,6 +42,10 @@ _CLASSES: tuple[type, ...] = (
     generate.EFFIGY_OT_drop_photo,
     generate.EFFIGY_FH_photo,
     generate.EFFIGY_OT_show_preferences,
+    request_files.EFFIGY_OT_add_files,
+    request_files.EFFIGY_OT_remove_file,
+    request_files.EFFIGY_OT_drop_more_photos,
+    request_files.EFFIGY_FH_more_photos,
     *setup_operators.classes(),
     import_avatar.EFFIGY_OT_import_avatar,
     import_splats.EFFIGY_OT_import_splats,

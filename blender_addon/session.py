@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import bpy
 import bpy.utils.previews
@@ -21,6 +20,8 @@ from .link.jobs import Job, JobQueue, has_unfinished
 from .link.process import BackendProcess
 from .shared.avatar import Avatar, read_bundle
 from .shared.gaussians import GaussianCloud
+from .shared.methods import Request, request_to_json
+from .shared.request_files import for_job
 
 TICK_S = 0.05
 """The pipe is looked at this often while there are jobs ..."""
@@ -152,16 +153,14 @@ class Session:
         self._watch()
         return self.queue
 
-    def submit(
-        self, context: bpy.types.Context, method: str, request: Mapping[str, Any], photo: Path, title: str = ""
-    ) -> str:
+    def submit(self, context: bpy.types.Context, method: str, request: Request, photo: Path, title: str = "") -> str:
         """Queue a job; its result comes into the scene by itself while this file is open.
 
         Args:
             context: Where its backend and its folder are looked up.
             method: Method id.
-            request: The method's parameters.
-            photo: A file; it is copied.
+            request: The method's parameters; the files that they name are copied.
+            photo: A file; it is copied too.
             title: What people call the job; the photo's name if empty.
 
         Returns:
@@ -170,8 +169,10 @@ class Session:
         Raises:
             NoBackendError: If there is no Python for the backend; one line.
             JobError: If the photo or the folder of jobs cannot be used; one line.
+            ValueError: If another file that the request names cannot be used; one line.
         """
-        job_id = self.jobs(context).submit(method, request, photo, title)
+        stored, files = for_job(request)
+        job_id = self.jobs(context).submit(method, request_to_json(stored), photo, title, files)
         self._started_in[job_id] = self._open_file()
         return job_id
 

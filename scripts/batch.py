@@ -1,7 +1,7 @@
 """Photos to rigged avatars without a window, in Blender or with the bpy wheel.
 
     blender -b -P scripts/batch.py -- --method body --input FILE_OR_FOLDER --output FOLDER
-                                      [--motion walk|FILE] [--render] [--set name=value ...]
+                                      [--motion walk|FILE] [--render] [--set name=value ...] [--photo FILE ...]
     python scripts/batch.py ...       the same with the bpy wheel
 
 The backend makes the avatar in a process of its own; this one makes avatar.blend from it. Results of one file go to
@@ -108,12 +108,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--render", action="store_true", help="draw the motion file as motion/frame_001.png, else the walk as walk/"
     )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="parameters")
+    parser.add_argument(
+        "--photo", nargs="+", action="extend", default=[], metavar="FILE", help="the same person, e.g. from behind"
+    )
     parser.add_argument("--backend-python", metavar="FILE", help="Python that runs the backend")
     options = parser.parse_args(arguments)
     if options.motion not in ("", "walk") and not Path(options.motion).is_file():
         raise BatchError(f"--motion {options.motion} is not there; give walk, or a .bvh or .npz file", BAD_REQUEST)
     if not options.input.exists():
         raise BatchError(f"{options.input} is not there; give a photo or a folder of photos", BAD_REQUEST)
+    if options.photo and options.input.is_dir():
+        raise BatchError("--photo shows one person again; give that person's photo with --input", BAD_REQUEST)
     return options
 
 
@@ -192,7 +197,7 @@ def find_python(addon: str, given: str | None) -> Path:
 
 
 def check_settings(addon: str, options: argparse.Namespace) -> None:
-    """Check method and parameters before any work.
+    """Check method, parameters and the files that they name before any work; note the files' hashes.
 
     Raises:
         BatchError: If they are wrong.
@@ -200,10 +205,19 @@ def check_settings(addon: str, options: argparse.Namespace) -> None:
     wrong = next((text for text in options.set if "=" not in text), None)
     if wrong is not None:
         raise BatchError(f"--set takes name=value, not '{wrong}'", BAD_REQUEST)
+    settings: dict[str, str | tuple[str, ...]] = {
+        name: value for name, _, value in (t.partition("=") for t in options.set)
+    }
+    if options.photo:
+        if "photos" in settings:
+            raise BatchError("--photo and --set photos= both name further photos; use one of them", BAD_REQUEST)
+        settings["photos"] = tuple(options.photo)
     try:
-        load(addon, "shared.methods").request_from_settings(options.method, dict(t.split("=", 1) for t in options.set))
+        request = load(addon, "shared.methods").request_from_settings(options.method, settings)
+        _, files = load(addon, "shared.request_files").for_job(request)
     except ValueError as error:
         raise BatchError(str(error), BAD_REQUEST) from error
+    options.files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values()]
 
 
 def check_motion(addon: str, motion: str) -> None:
@@ -264,6 +278,7 @@ def key_of(picture: Path, options: argparse.Namespace) -> str:
     """Hash of everything that decides an item's files."""
     digest = hashlib.sha256(picture.read_bytes())
     digest.update(json.dumps([options.method, sorted(options.set), options.motion, options.render]).encode())
+    digest.update("".join(options.files).encode())
     if options.motion not in ("", "walk"):
         digest.update(Path(options.motion).read_bytes())
     return digest.hexdigest()
@@ -286,6 +301,8 @@ def work_on(item: Item, options: argparse.Namespace, addon: str, python: Path, r
         arguments = ["generate", options.method, "--image", item.input, "--out", item.output]
         for text in options.set:
             arguments += ["--set", text]
+        for photo in options.photo:
+            arguments += ["--photo", photo]
         run_backend(addon, python, [*arguments, *(["--resume"] if resume else [])])
         build(addon, python, output, options)
         item.state, item.code = "done", DONE

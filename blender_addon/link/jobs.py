@@ -10,12 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import secrets
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -34,6 +33,7 @@ from ..shared.protocol import (
     Result,
     Run,
 )
+from ..shared.request_files import safe_ending
 from .process import BackendProcess, State
 from .timings import Timings
 
@@ -157,14 +157,22 @@ class JobQueue:
         """Whether anything waits or runs."""
         return any(job.status not in ENDED for job in self._jobs.values())
 
-    def submit(self, method: str, request: Mapping[str, Any], image: Path, title: str = "") -> str:
-        """Put a job behind the others; its photo is copied, so that it may change or vanish afterwards.
+    def submit(
+        self,
+        method: str,
+        request: Mapping[str, Any],
+        image: Path,
+        title: str = "",
+        files: Mapping[str, Path] | None = None,
+    ) -> str:
+        """Put a job behind the others; its files are copied, so that they may change or vanish afterwards.
 
         Args:
             method: Method id.
-            request: The method's parameters.
+            request: The method's parameters; files by their names in the job's folder.
             image: The photo.
             title: What people call the job; the photo's name without its ending if empty.
+            files: Where each further file that the request names comes from, by its name in the job's folder.
 
         Returns:
             The job's id.
@@ -180,9 +188,11 @@ class JobQueue:
             raise JobError(f"{image.name} is no picture of at most {LARGEST_IMAGE_BYTES >> 20} MB; choose another")
         job_id = f"{method}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         folder = self.root / job_id
-        job = Job(job_id, folder, method, dict(request), "input" + _ending(image), title=title or image.stem)
+        job = Job(job_id, folder, method, dict(request), "input" + safe_ending(image), title=title or image.stem)
         content = {"job_id": job_id, "method": method, "request": job.request, "image": job.image}
         content["name"] = job.title + image.suffix
+        copies = {job.image: image, **(files or {})}
+        content["files"] = {name: source.name for name, source in copies.items()}
         try:
             folder.mkdir(parents=True)
             _write_json(folder / REQUEST, content)
@@ -190,7 +200,7 @@ class JobQueue:
         except OSError as error:
             raise JobError(f"{folder} cannot be written ({error.strerror}); choose another folder of jobs") from error
         self._jobs[job_id] = job
-        self._in_background(job_id, "copied", lambda: _copy(image, folder / job.image))
+        self._in_background(job_id, "copied", lambda: _copy(copies, folder))
         return job_id
 
     def cancel(self, job_id: str) -> None:
@@ -237,6 +247,7 @@ class JobQueue:
                 continue
             try:
                 method, request, image = str(content["method"]), dict(content["request"]), str(content["image"])
+                names = [image, *dict(content.get("files", {}))]
             except (KeyError, TypeError, ValueError):
                 continue  # not written by us
             text = "this job was interrupted; start it again to go on where it stopped"
@@ -244,7 +255,7 @@ class JobQueue:
             job = Job(
                 folder.name, folder, method, request, image, "interrupted", text=text, retryable=True, title=title
             )
-            if protocol.check_relative(image) == "" and (folder / image).is_file():
+            if _are_there(folder, names):
                 self._jobs[folder.name] = job
                 found.append(job)
         return tuple(found)
@@ -401,17 +412,17 @@ def check_files(folder: Path, files: tuple[File, ...]) -> str:
     return ""
 
 
-def _copy(source: Path, target: Path) -> str:
-    unfinished = target.with_name(target.name + ".part")
-    shutil.copyfile(source, unfinished)
-    unfinished.replace(target)
+def _copy(sources: Mapping[str, Path], folder: Path) -> str:
+    for name, source in sources.items():
+        unfinished = folder / f"{name}.part"
+        shutil.copyfile(source, unfinished)
+        unfinished.replace(folder / name)
     return ""
 
 
-def _ending(image: Path) -> str:
-    """The file's ending if it is harmless; the backend looks at the content anyway."""
-    ending = image.suffix.lower()
-    return ending if re.fullmatch(r"\.[a-z0-9]{1,5}", ending) else ""
+def _are_there(folder: Path, names: Iterable[object]) -> bool:
+    """Whether files with these names lie in the folder itself."""
+    return all(isinstance(n, str) and not protocol.check_relative(n) and (folder / n).is_file() for n in names)
 
 
 def _write_state(folder: Path, state: str) -> None:

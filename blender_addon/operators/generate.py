@@ -15,7 +15,9 @@ from ..link.backend_python import NoBackendError
 from ..link.jobs import ENDED, REQUEST, Job
 from ..rig.assemble import AvatarObjects, insert_avatar
 from ..shared.avatar import BundleError, read_result
-from ..shared.methods import Request, request_from_json, request_to_json
+from ..shared.methods import Request, request_from_json
+from ..shared.protocol import check_relative
+from ..shared.request_files import named_files, with_files
 from .animate import avatar_rig, is_avatar_rig
 
 REQUEST_PROPERTY = "effigy_request"
@@ -51,7 +53,7 @@ class EFFIGY_OT_generate(bpy.types.Operator):
         try:
             request = properties.chosen_request(settings)
             photo = photo_file(settings.image)
-            session.current().submit(context, settings.method, request_to_json(request), photo)
+            session.current().submit(context, settings.method, request, photo)
         except (ValueError, NoBackendError, OSError, RuntimeError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
@@ -228,7 +230,7 @@ class EFFIGY_OT_regenerate(bpy.types.Operator):
         assert rig is not None
         try:
             method, request, photo = remembered_request(rig)
-            session.current().submit(context, method, request_to_json(request), photo, _title(rig, photo))
+            session.current().submit(context, method, request, photo, _title(rig, photo))
         except (ValueError, NoBackendError) as error:
             self.report({"ERROR"}, str(error))
             return {"CANCELLED"}
@@ -372,10 +374,10 @@ def remember_request(rig: bpy.types.Object, result: Mapping[str, object], photo:
 
 
 def remembered_request(rig: bpy.types.Object) -> tuple[str, Request, Path]:
-    """Method, request and photo that `remember_request` wrote; the bundle's copy of the photo if that one is gone.
+    """Method, request and photo that `remember_request` wrote; the bundle's copies where the job's own are gone.
 
     Raises:
-        ValueError: If they are damaged, or of a version with other parameters; one line.
+        ValueError: If they are damaged, of a version with other parameters, or files of the request are gone; one line.
     """
     try:
         memory = json.loads(rig[REQUEST_PROPERTY])
@@ -383,9 +385,27 @@ def remembered_request(rig: bpy.types.Object) -> tuple[str, Request, Path]:
         request = request_from_json(method, memory["request"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{rig.name} no longer says how it was made; choose its photo and generate anew") from error
-    if not photo.is_file() and BUNDLE_PROPERTY in rig:
-        photo = next(iter(sorted(Path(rig[BUNDLE_PROPERTY]).glob("input.*"))), photo)
-    return method, request, photo
+    folders = [photo.parent]
+    if BUNDLE_PROPERTY in rig:
+        folders.insert(0, Path(rig[BUNDLE_PROPERTY]))
+        if not photo.is_file():
+            photo = next(iter(sorted(folders[0].glob("input.*"))), photo)
+    files = {
+        name: tuple(_find_file(rig, folders, text) for text in texts) for name, texts in named_files(request).items()
+    }
+    return method, with_files(request, files), photo
+
+
+def _find_file(rig: bpy.types.Object, folders: list[Path], name: str) -> str:
+    """Path of a file that the avatar's request names relative to one of these folders.
+
+    Raises:
+        ValueError: If it is in none of them, or the name leads out of them.
+    """
+    found = [folder / name for folder in folders if not check_relative(name) and (folder / name).is_file()]
+    if not found:
+        raise ValueError(f"{name}, which {rig.name} was made with, is gone; use Relink Bundle, or generate anew")
+    return str(found[0])
 
 
 def _title(rig: bpy.types.Object, photo: Path) -> str:

@@ -33,6 +33,8 @@ class EchoRequest:
     depth_m: float = parameter(1.5, "Depth", "Of the valley.", unit="m", minimum=0.0, maximum=4.0)
     loss: float = parameter(0.05, "Loss", "Per echo.", unit="dB", minimum=0.0, maximum=0.1)
     words: str = parameter("hello", "Words", "What is said.")
+    look: str = parameter("", "Look", "A picture.", files="picture")
+    photos: tuple[str, ...] = parameter((), "More photos", "Of the same echo.", maximum=3, files="picture")
 
     def __post_init__(self) -> None:
         methods._check(self)  # type: ignore[arg-type]
@@ -48,7 +50,7 @@ def parameters(folder: Path) -> dict[str, Any]:
     choices = settings.bl_rna.properties["method"].enum_items
     known = type(settings.echo).bl_rna.properties
     shown = {}
-    for name in ("preset", "loud", "times", "depth_m", "loss", "words"):
+    for name in ("preset", "loud", "times", "depth_m", "loss", "words", "look", "photos"):
         item = known[name]
         limits = [item.hard_min, item.hard_max] if item.type in ("INT", "FLOAT") else []
         options = [choice.identifier for choice in item.enum_items] if item.type == "ENUM" else []
@@ -65,8 +67,49 @@ def parameters(folder: Path) -> dict[str, Any]:
     settings.echo.loss, settings.method = 0.01, "body"
     properties.show_request(settings, "echo", changed)
     answer["shown_again"] = [settings.method, properties.chosen_request(settings) == changed]
+    answer["subtype"] = known["look"].subtype
     blender_addon.unregister()
     return answer
+
+
+def files(folder: Path) -> dict[str, Any]:
+    """Rows of files: added by the browser and by dropping, edited, taken away, put back by a stored request."""
+    methods.REQUESTS["echo"] = EchoRequest  # type: ignore[index]
+    blender_addon.register()
+    from blender_addon import properties
+
+    settings = bpy.context.scene.effigy
+    settings.method = "echo"
+    rows = settings.echo.photos
+
+    def choose(*names: str) -> dict[str, Any]:
+        return {"directory": str(folder), "files": [{"name": name} for name in names]}
+
+    def now() -> list[str]:
+        return [Path(path).name for path in properties.chosen_request(settings).photos]
+
+    told = [bpy.ops.effigy.add_files(parameter="photos", **choose("back.png", "left.png")), now()]
+    told += [bpy.ops.effigy.drop_more_photos(**choose("back.png", "right.png")), now()]
+    told += [bpy.ops.effigy.remove_file(parameter="photos", number=0), now()]
+    told += [bpy.ops.effigy.remove_file(parameter="words", number=0), bpy.ops.effigy.add_files(parameter="words")]
+    rows.add()
+    told.append(now())
+    chosen = properties.chosen_request(settings)
+    answer: dict[str, Any] = {"whole": all(Path(path).is_absolute() for path in chosen.photos)}
+    rows.add().path = "elsewhere.png"
+    properties.show_request(settings, "echo", chosen)
+    answer["shown"] = properties.chosen_request(settings) == chosen
+    bpy.ops.effigy.add_files(parameter="photos", **choose("1.png", "2.png", "3.png"))
+    try:
+        properties.chosen_request(settings)
+    except ValueError as error:
+        answer["many"] = str(error)
+    bpy.ops.wm.save_as_mainfile(filepath=str(folder / "here.blend"))
+    rows = bpy.context.scene.effigy.echo.photos
+    properties.show_files(rows, ["//beside.png"])
+    answer["relative"] = properties.chosen_request(bpy.context.scene.effigy).photos == (str(folder / "beside.png"),)
+    blender_addon.unregister()
+    return answer | {"told": [sorted(item) if isinstance(item, set) else item for item in told]}
 
 
 def memory(folder: Path) -> dict[str, Any]:
@@ -75,11 +118,12 @@ def memory(folder: Path) -> dict[str, Any]:
     from blender_addon.operators.generate import BUNDLE_PROPERTY, remembered_request
 
     place = write_synthetic_bundle(folder / "someone", 300)
-    request = {"preset": "best", "height_m": 1.7, "person": 1}
+    request = {"preset": "best", "height_m": 1.7, "person": 1, "photos": ["photos-0.png"]}
     made = {"method": "body", "request": request, "generators": ["photo only"], "warnings": ["dark"]}
     (place / "result.json").write_text(json.dumps(made))
     picture = bpy.data.images.new("photo", 8, 8)
     picture.save(filepath=str(place / "input.png"))
+    picture.save(filepath=str(place / "photos-0.png"))
     results = [bpy.ops.effigy.import_avatar(directory=str(place))]
     rig = bpy.context.view_layer.objects.active
     answer: dict[str, Any] = {"made_by": rig["effigy_made_by"], "warnings": rig["effigy_warnings"]}
@@ -90,6 +134,7 @@ def memory(folder: Path) -> dict[str, Any]:
         settings.body.preset,
         round(settings.body.height_m, 5),
         settings.body.person,
+        [Path(row.path).relative_to(place).as_posix() for row in settings.body.photos],
     ]
     moved = folder / "moved"
     shutil.move(place, moved)
@@ -100,8 +145,19 @@ def memory(folder: Path) -> dict[str, Any]:
         except RuntimeError as error:
             refused.append(str(error).strip())
     answer["refused"], answer["kept"] = refused, rig[BUNDLE_PROPERTY] == str(place)
+    try:
+        remembered_request(rig)
+    except ValueError as error:
+        answer["gone"] = str(error)
     results.append(bpy.ops.effigy.relink(directory=str(moved)))
-    answer["linked"] = [rig[BUNDLE_PROPERTY] == str(moved), remembered_request(rig)[2] == moved / "input.png"]
+    _, again, photo = remembered_request(rig)
+    answer["linked"] = [rig[BUNDLE_PROPERTY] == str(moved), photo == moved / "input.png"]
+    answer["further"] = again.photos == (str(moved / "photos-0.png"),)
+    rig["effigy_request"] = rig["effigy_request"].replace("photos-0.png", "../result.json")
+    try:
+        remembered_request(rig)
+    except ValueError as error:
+        answer["outside"] = str(error)
     results.append(bpy.ops.effigy.import_avatar(directory=str(moved)))
     second = bpy.context.view_layer.objects.active
     cameras = [ob.location.x for ob in bpy.data.objects if ob.type == "CAMERA" and "photo" in ob.name]

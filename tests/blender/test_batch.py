@@ -113,6 +113,7 @@ def test_one_photo_as_blender_runs_it(tmp_path: Path, fake: Path) -> None:
         ({"--method": "statue"}, "statue", True),
         ({"--set": "height_m=9"}, "height_m", False),
         ({"--motion": "dance.npz"}, "not there", False),
+        ({"--photo": "gone.png"}, "More photos: gone.png cannot be read", False),
         ({"--motion": PORTRAIT}, "no motion file", False),
         ({"--output": "text.jpg"}, "is a file", True),
         ({"--output": "/proc/no/rights"}, "cannot be written", False),
@@ -128,6 +129,19 @@ def test_bad_request(tmp_path: Path, fake: Path, change: dict[str, str], words: 
     done = batch(*flat, blender=blender)
     assert done.returncode == 2 and words in error_line(done), done.stderr
     assert not (tmp_path / "out").exists() and not (tmp_path / "calls.txt").exists()
+
+
+def test_further_photos_are_handed_on_and_part_of_what_counts_as_finished(tmp_path: Path, fake: Path) -> None:
+    back, out = tmp_path / "back, left.png", tmp_path / "out"
+    back.write_bytes(b"one")
+    wanted = ("--method", "body", "--input", PORTRAIT, "--output", out, "--backend-python", fake, "--photo", back)
+    for count, content in ((1, b"one"), (1, b"one"), (2, b"two")):
+        back.write_bytes(content)
+        assert batch(*wanted).returncode == 0
+        calls = (tmp_path / "calls.txt").read_text().splitlines()
+        assert len(calls) == count and calls[-1].count(f"--photo {back}") == 1
+    folder = batch("--method", "body", "--input", PORTRAIT.parent, "--output", out, "--photo", back)
+    assert folder.returncode == 2 and "one person" in error_line(folder)
 
 
 def test_a_text_file_as_photo_through_the_real_backend(tmp_path: Path) -> None:

@@ -35,16 +35,32 @@ def test_a_method_added_to_the_table_appears_with_labels_ranges_units_and_toolti
         "depth_m": ["Depth", "Of the valley", "FLOAT", "LENGTH", [0.0, 4.0], []],
         "loss": ["Loss (dB)", "Per echo", "FLOAT", "NONE", [0.0, 0.1], []],
         "words": ["Words", "What is said", "STRING", "NONE", [], []],
+        "look": ["Look", "A picture", "STRING", "NONE", [], []],
+        "photos": ["More photos", "Of the same echo", "COLLECTION", "NONE", [], []],
     }
+    assert answer["subtype"] == "FILE_PATH"
     assert answer["default"] and answer["shown_again"] == ["echo", True]
     assert answer["exact"] == [0.1, 2.7], "the request has Blender's single precision"
+
+
+def test_files_are_added_dropped_taken_away_and_shown_again(tmp_path: Path) -> None:
+    answer = ask("files", tmp_path)
+    done, refused = ["FINISHED"], ["CANCELLED"]
+    assert answer["told"] == [
+        done, ["back.png", "left.png"], done, ["back.png", "left.png", "right.png"], done, ["left.png", "right.png"],
+        refused, refused, ["left.png", "right.png"],
+    ]  # fmt: skip
+    assert answer["whole"] and answer["shown"] and answer["relative"]
+    assert answer["many"] == "photos takes at most 3 files, not 5"
 
 
 def test_an_avatar_remembers_its_request_and_finds_its_files_again(tmp_path: Path) -> None:
     answer = ask("memory", tmp_path)
     assert answer["finished"] == [True] * 4
     assert answer["made_by"] == "photo only" and json.loads(answer["warnings"]) == ["dark"]
-    assert answer["panel"] == ["input.png", "best", 1.7, 1]
+    assert answer["panel"] == ["input.png", "best", 1.7, 1, ["photos-0.png"]]
+    assert "photos-0.png" in answer["gone"] and "Relink Bundle" in answer["gone"] and answer["further"]
+    assert "is gone" in answer["outside"], "a stored request leads out of the bundle"
     assert len(answer["refused"]) == 2 and all(text and "\n" not in text for text in answer["refused"])
     assert answer["kept"] and answer["linked"] == [True, True]
     assert answer["apart_m"][0] > 1.0 and answer["apart_m"][0] == pytest.approx(answer["apart_m"][1])

@@ -34,12 +34,13 @@ class StubRequest:
     steps: int = parameter(20, "Steps", "", minimum=0, maximum=100_000)
     step_s: float = parameter(0.0, "Seconds per step", "", minimum=0.0, maximum=60.0)
     seed: int = parameter(0, "Seed", "", minimum=0, maximum=2**31 - 1)
+    walks: tuple[str, ...] = parameter((), "Walks", "Read when the result is written.", files="motion")
 
     def __post_init__(self) -> None:
         methods._check(self)  # type: ignore[arg-type]
 
 
-def stages(request: StubRequest) -> list[object]:
+def stages(request: StubRequest, models: object) -> list[object]:
     from backend.pipeline import Stage
 
     return [
@@ -123,6 +124,7 @@ def _write(request: StubRequest, end: object, folder: Path, context: object) -> 
 
     with (folder / "values.npy").open("wb") as file:
         np.save(file, end)
+    (folder / "read.txt").write_bytes(b"".join((folder / name).read_bytes() for name in request.walks))
     if request.trouble == "fill":
         with (folder / "large.bin").open("wb") as file:
             for _ in range(200):

@@ -93,6 +93,54 @@ def test_jobs_run_one_after_the_other_and_their_photo_may_vanish(queue: JobQueue
     assert json.loads((one.folder / "request.json").read_text())["name"] == photo.name
 
 
+def test_further_files_are_copied_found_by_the_stages_and_part_of_the_result(queue: JobQueue, photo: Path) -> None:
+    sources = {}
+    for number, text in enumerate(("HIERARCHY one", "HIERARCHY two")):
+        source = photo.with_name(f"walk {number}.bvh")
+        source.write_text(text)
+        sources[f"walks-{number}.bvh"] = source
+    job_id = queue.submit("stub", {"steps": 2, "walks": list(sources)}, photo, files=sources)
+    tick_until(queue, lambda: state(queue, job_id).status == "waiting", "the copies")
+    for source in sources.values():
+        source.unlink()
+    (job,) = run_to_end(queue, job_id)
+    assert job.status == "done", job.text
+    result = json.loads((job.file("result") or Path()).read_text())
+    assert result["request"]["walks"] == list(sources) == sorted(result["files_sha256"])
+    assert (job.folder / "result" / "read.txt").read_text() == "HIERARCHY oneHIERARCHY two"
+    assert (job.folder / "result" / "walks-1.bvh").read_text() == "HIERARCHY two"
+
+
+@pytest.mark.parametrize("name", ["../walk.bvh", "/etc/passwd", "sub/../../walk.bvh", "gone.bvh", "walk\\0.bvh"])
+def test_18_a_request_cannot_name_a_file_outside_its_folder(queue: JobQueue, photo: Path, name: str) -> None:
+    """Row 18 for the files of a request; one that is not there is a line too."""
+    (job,) = run_to_end(queue, queue.submit("stub", {"steps": 1, "walks": [name]}, photo))
+    assert job.status == "failed" and job.code == "BAD_REQUEST" and "\n" not in job.text, job.text
+    assert "alks: " in job.text
+
+
+def test_a_file_that_vanishes_before_its_copy_ends_the_job_with_a_line(queue: JobQueue, photo: Path) -> None:
+    gone = photo.with_name("gone.bvh")
+    (job,) = run_to_end(queue, queue.submit("stub", {"walks": ["w.bvh"]}, photo, files={"w.bvh": gone}))
+    assert job.status == "failed" and "gone.bvh cannot be used" in job.text and "\n" not in job.text
+
+
+def test_an_interrupted_job_is_found_again_with_all_its_files(make_queue: Callable[..., JobQueue], photo: Path) -> None:
+    source = photo.with_name("walk.bvh")
+    source.write_text("HIERARCHY")
+    first = make_queue()
+    ids = [first.submit("stub", {"walks": ["w.bvh"], "steps": 1}, photo, files={"w.bvh": source}) for _ in range(2)]
+    wait_until(lambda: all((state(first, i).folder / "w.bvh").is_file() for i in ids), "the copies")
+    (state(first, ids[0]).folder / "w.bvh").unlink()
+    first.close()
+    source.unlink()
+    later = make_queue()
+    assert [job.job_id for job in later.recover()] == [ids[1]], "a job without its files cannot be started again"
+    later.again(ids[1])
+    (job,) = run_to_end(later, ids[1])
+    assert job.status == "done", job.text
+
+
 def test_progress_never_falls_and_the_second_job_has_an_estimate(queue: JobQueue, photo: Path) -> None:
     seen: dict[str, list[tuple[float, float | None]]] = {}
     for _ in range(2):
