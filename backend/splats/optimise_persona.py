@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -13,14 +13,23 @@ from torch import Tensor, nn
 
 from backend.context import Context
 from backend.human.skin_field import FIRST_FINGER
-from backend.splats.mesh_laplacian import cotangent_laplacian
 from backend.splats.perceptual import PerceptualLoss
 from backend.splats.persona import PersonaAvatar
-from backend.splats.persona_losses import PersonaWeights, TrainingFrame, frame_loss, gaussian_loss
+from backend.splats.persona_drawing import draw_frame
+from backend.splats.persona_losses import PersonaWeights, TrainingFrame, frame_terms, left_out, side_of, total
+from backend.splats.persona_smoothness import Smoothness
+from backend.splats.persona_targets import PersonaFrames
+from blender_addon.shared.methods import Preset
 
 STAGE = "persona"
 ADAM_EPSILON = 1e-15
 """3DGS's and PERSONA's."""
+
+FAST_STEPS = 1800
+"""Of the preset "fast": about a fifth of the published ones."""
+
+LOOK_EVERY = 10
+"""Steps between two looks at the loss: on a graphics card every look waits for all that is under way."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class PersonaSettings:
 
     Attributes:
         epochs: Passes over the generated frames; each brings one captured frame with it.
+        most_steps: Never more steps than these; 0 for no limit.
         sampling: "balanced" draws as many captured as generated frames; "uniform" draws every frame equally often, in
             the same number of steps.
         deform: Whether the pose moves the Gaussians.
@@ -37,9 +47,16 @@ class PersonaSettings:
         pose_rate, fingers_rate: Radians per step, and translations in metres at `pose_rate`.
         drop_at: Share of the steps after which all rates fall to a tenth.
         weights: Of the terms.
+        picture_px: Longest side of a picture of the person, for `persona_targets.persona_frames`.
+        face_px: Side of the face patch, likewise.
+        subdivisions: Of the body, for `persona.make_template`.
+        requery_every: Steps between two questions to the skinning field, for `persona.PersonaAvatar`.
+        lpips: Whether the perceptual term should be LPIPS where its weights are installed; without it the substitute,
+            which costs a hundredth.
     """
 
     epochs: int = 5
+    most_steps: int = 0
     sampling: Literal["balanced", "uniform"] = "balanced"
     deform: bool = True
     refine_poses: bool = True
@@ -51,6 +68,26 @@ class PersonaSettings:
     fingers_rate: float = 1e-4
     drop_at: float = 0.75
     weights: PersonaWeights = field(default_factory=PersonaWeights)
+    picture_px: int = 1024
+    face_px: int = 256
+    subdivisions: int = 2
+    requery_every: int = 1
+    lpips: bool = True
+
+    @classmethod
+    def of(cls, preset: Preset) -> PersonaSettings:
+        """The settings of a preset.
+
+        "fast" is for two processor cores and ends within ten minutes there; "balanced" is for small graphics cards;
+        "best" is as published, but for the field, which is asked at every tenth step.
+        """
+        if preset == "fast":
+            return cls(
+                most_steps=FAST_STEPS, picture_px=256, face_px=96, subdivisions=0, requery_every=100, lpips=False
+            )
+        if preset == "balanced":
+            return cls(epochs=3, most_steps=6000, picture_px=512, face_px=192, subdivisions=1, requery_every=25)
+        return cls(requery_every=10)
 
 
 class PoseCorrections(nn.Module):
@@ -75,21 +112,32 @@ def schedule(frames: Sequence[TrainingFrame], settings: PersonaSettings, seed: i
     Raises:
         ValueError: If there is no captured or no generated frame.
     """
-    captured = np.flatnonzero([frame.captured for frame in frames])
-    generated = np.flatnonzero([not frame.captured for frame in frames])
+    is_captured = np.array(list(_captured(frames)), bool)
+    captured, generated = np.flatnonzero(is_captured), np.flatnonzero(~is_captured)
     if not len(captured) or not len(generated):
         raise ValueError("an avatar is learned from at least one captured and one generated frame")
     rng = np.random.default_rng(seed)
-    epochs = []
+    left = settings.most_steps or 2 * len(generated) * settings.epochs
+    epochs: list[np.ndarray] = []
     for epoch in range(settings.epochs):
+        # the last epoch may be cut short; it stays half and half
+        shown = generated if left >= 2 * len(generated) else rng.permutation(generated)[: left // 2]
+        if not len(shown):
+            break
         if settings.sampling == "balanced":
             # As many photographs as generated frames; several photographs take turns.
-            turn = captured[(np.arange(len(generated)) + epoch) % len(captured)]
-            epochs.append(rng.permutation(np.concatenate([generated, turn])))
+            turn = captured[(np.arange(len(shown)) + epoch) % len(captured)]
+            epochs.append(rng.permutation(np.concatenate([shown, turn])))
         else:
-            drawn = np.resize(rng.permutation(len(frames)), 2 * len(generated))
+            drawn = np.resize(rng.permutation(len(frames)), 2 * len(shown))
             epochs.append(rng.permutation(drawn))
+        left -= 2 * len(shown)
     return np.concatenate(epochs)
+
+
+def _captured(frames: Sequence[TrainingFrame]) -> Iterator[bool]:
+    """Whether each frame is a photograph; stored frames need not be unpacked for that."""
+    return (frame.captured for frame in getattr(frames, "packed", frames))
 
 
 def optimise_persona(
@@ -117,7 +165,10 @@ def optimise_persona(
         Cancelled: If the user cancelled.
     """
     order = schedule(frames, settings, context.seed)
-    learner = _Learner(avatar, frames, settings, perceptual)
+    missing = terms_left_out(avatar, frames, settings, perceptual)
+    if missing:
+        context.warn(f"The avatar is learned with {', '.join(missing)}.")
+    learner = Learner(avatar, frames, settings, perceptual)
     key = _key(avatar, frames, settings, context.seed)
     kept = context.checkpoint.load(STAGE, key)
     first = kept.step if kept is not None else 0
@@ -126,7 +177,7 @@ def optimise_persona(
     for step in range(first, len(order)):
         loss = learner.step(int(order[step]), late=step >= settings.drop_at * len(order))
         done = step + 1
-        if done % 10 == 0 or done == len(order):
+        if done % LOOK_EVERY == 0 or done == len(order):
             if not np.isfinite(value := float(loss)):
                 raise FloatingPointError(f"the loss is {value} at step {step}")
             context.progress(STAGE, done, len(order), f"loss {value:.4f}")
@@ -136,7 +187,19 @@ def optimise_persona(
     return learner.corrections
 
 
-class _Learner:
+def terms_left_out(
+    avatar: PersonaAvatar,
+    frames: Sequence[TrainingFrame],
+    settings: PersonaSettings,
+    perceptual: PerceptualLoss | None = None,
+) -> tuple[str, ...]:
+    """Terms without a target, in words: for the result's record. See `persona_losses.left_out`."""
+    kinds = np.array(list(_captured(frames)), bool)
+    some = [frames[int(np.argmax(kinds == kind))] for kind in (True, False) if (kinds == kind).any()]
+    return left_out(avatar, some, settings.weights, perceptual)
+
+
+class Learner:
     """An avatar, its frames' corrections and the state of Adam."""
 
     def __init__(
@@ -146,21 +209,28 @@ class _Learner:
         settings: PersonaSettings,
         perceptual: PerceptualLoss | None,
     ) -> None:
+        """Begin with no corrections; the arguments are those of `optimise_persona`."""
         self.avatar, self.frames, self.settings, self.perceptual = avatar, frames, settings, perceptual
         self.corrections = PoseCorrections(len(frames)).to(avatar.points_m.device)
-        self.laplacian = cotangent_laplacian(avatar.template.points_m, avatar.template.triangles)
+        self.smoothness = Smoothness(avatar).to(avatar.points_m.device)
         self.modules = nn.ModuleDict({"avatar": avatar, "corrections": self.corrections})
         avatar.deforms = settings.deform
         groups = [
             ([avatar.mean_offsets_m], settings.offsets_rate),
             (list(avatar.deformation.parameters()), settings.deformation_rate),
             ([avatar.log_scales], settings.scales_rate),
-            ([avatar.colour_logits, avatar.own_colour_logits], settings.colours_rate),
+            ([avatar.colour_logits, avatar.own_colour_logits, avatar.part_logits], settings.colours_rate),
             ([*self.corrections.bodies, *self.corrections.shifts], settings.pose_rate),
             (list(self.corrections.fingers), settings.fingers_rate),
         ]
+        if avatar.layer is not None and avatar.layer_part_logits is not None:
+            layer = avatar.layer
+            tones = [layer.colour_logits, layer.own_colour_logits, avatar.layer_part_logits]
+            groups += [(tones, settings.colours_rate), ([layer.steps_m], settings.offsets_rate)]
         self.rates = [rate for _, rate in groups]
-        self.adam = torch.optim.Adam([{"params": leaves, "lr": rate} for leaves, rate in groups], eps=ADAM_EPSILON)
+        self.adam = torch.optim.Adam(
+            [{"params": leaves, "lr": rate} for leaves, rate in groups], eps=ADAM_EPSILON, fused=True
+        )
 
     def step(self, number: int, late: bool) -> Tensor:
         """Look at one frame; returns the loss before the step."""
@@ -171,11 +241,19 @@ class _Learner:
             group["lr"] = 0.1 * rate if late else rate
         # Frames that are not looked at have no gradient at all, so that Adam leaves their corrections alone.
         self.adam.zero_grad(set_to_none=True)
-        loss, posed = frame_loss(self.avatar, frame, settings.weights, self.perceptual)
-        loss = loss + gaussian_loss(self.avatar, posed, self.laplacian, settings.weights)
+        loss = self.loss(frame)
         loss.backward()
         self.adam.step()
         return loss.detach()
+
+    def loss(self, frame: TrainingFrame) -> Tensor:
+        """All terms of a frame and of the Gaussians themselves."""
+        weights = self.settings.weights
+        posed = self.avatar.pose(frame.pose, frame.translation_m, frame.actions)
+        drawing = draw_frame(self.avatar, posed, frame, side_of(frame, weights))
+        terms = frame_terms(frame, drawing, weights, self.perceptual)
+        held = self.smoothness.terms(self.avatar, posed, weights)
+        return total(terms, frame.image) + total(held, frame.image)
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, by name."""
@@ -191,7 +269,7 @@ class _Learner:
         for name, leaf in self.modules.named_parameters():
             leaf.data.copy_(torch.from_numpy(arrays[f"value {name}"]))
             moments = {
-                moment: torch.from_numpy(arrays[f"{moment} {name}"]).to(leaf if moment != "step" else "cpu")
+                moment: torch.from_numpy(arrays[f"{moment} {name}"]).to(leaf)
                 for moment in ("step", "exp_avg", "exp_avg_sq")
                 if f"{moment} {name}" in arrays
             }
@@ -208,8 +286,10 @@ def _array(tensor: Tensor) -> np.ndarray:
 def _key(avatar: PersonaAvatar, frames: Sequence[TrainingFrame], settings: PersonaSettings, seed: int) -> str:
     """What a checkpoint must agree with."""
     digest = hashlib.sha256(repr((settings, avatar.requery_every, avatar.deformation.settings, seed)).encode())
-    for array in (avatar.points_m, avatar.colour_logits):
+    for array in (avatar.points_m, *avatar.parameters()):
         digest.update(_array(array).tobytes())
+    if isinstance(frames, PersonaFrames):
+        return digest.hexdigest() + frames.digest()
     for frame in frames:  # one at a time: a store unpacks them when they are looked at
         digest.update(_array(frame.image).tobytes() + _array(frame.pose).tobytes() + bytes([frame.captured]))
     return digest.hexdigest()

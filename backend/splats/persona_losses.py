@@ -1,12 +1,13 @@
 """What one training frame asks of a PERSONA avatar: the paper's terms with the released code's weights.
 
 Two branches are drawn for every frame: the Gaussians as the bones carry them (plain), and with the pose's displacement
-(refined). Geometry is mostly learned from depth, normals and masks, colour mostly from the plain branch: a video
+(refined). Geometry is mostly learned from depth, normals, parts and masks, colour mostly from the plain branch: a video
 model's texture swims, its outlines do not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from backend.raster import Cameras
 from backend.splats.cloud_losses import depth_loss, l1_loss, mask_loss, normal_loss, photometric_loss
-from backend.splats.mesh_laplacian import Laplacian, laplacian_loss
 from backend.splats.perceptual import PerceptualLoss
-from backend.splats.persona import PersonaAvatar, PosedPersona
+from backend.splats.persona import PersonaAvatar, PosedPersona, part_colours, vertex_normals
+from backend.splats.persona_drawing import FrameDrawing, Pictures, draw_frame
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class TrainingFrame:
         depth: [H, W] any unit, 0 where unknown; None where no estimator is installed.
         normals: [3, H, W] world axes, zero where unknown; None where no estimator is installed.
         seam: [H, W] 0 or 1: where the photograph's colours end; None for generated frames.
+        albedo: [3, H, W] the picture without light; None where nothing made it.
+        labels: [H, W] of `Label`; None where nothing made them.
+        face: The face by a camera of its own, of which image, mask and seam count; None without one.
     """
 
     image: Tensor
@@ -43,15 +47,24 @@ class TrainingFrame:
     depth: Tensor | None = None
     normals: Tensor | None = None
     seam: Tensor | None = None
-
-
-PUBLISHED_EDGE_M = 0.005
-"""Mean edge of SMPL-X's mesh after two subdivisions, by estimate: the Laplacians' weights were chosen on it."""
+    albedo: Tensor | None = None
+    labels: Tensor | None = None
+    face: TrainingFrame | None = None
 
 
 @dataclass(frozen=True)
 class Side:
-    """Weights of one kind of frame (methods_avatars: table of section 1.4)."""
+    """Weights of one kind of frame (methods_avatars: table of section 1.4).
+
+    Attributes:
+        image: Shared colours, plain branch. refined_image: The same with the pose's displacement.
+        own_refined_image: Auxiliary colours, with the displacement, without a gradient to the geometry.
+        mask, geometry: Both branches. seam: Shared colours to the auxiliary ones inside the seam band.
+        albedo: As `image`, against the picture without light.
+        first_face: The face with the colours that it began with.
+        eyes, hands: Where they show, against the template's mesh.
+        face_patch: Of image, mask, seam and first face by the face's own camera.
+    """
 
     image: float
     refined_image: float
@@ -59,6 +72,11 @@ class Side:
     mask: float
     geometry: float
     seam: float
+    albedo: float = 0.0
+    first_face: float = 0.0
+    eyes: float = 0.0
+    hands: float = 0.0
+    face_patch: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,10 +89,14 @@ class PersonaWeights:
         perceptual: Of the perceptual term beside 0.8 L1 + 0.2 (1 - SSIM).
         depth: Of the scale-invariant depth term within the geometry's.
         positions, refined_positions, scales, colours: Of the Laplacians.
+        hand_variation: Of the squared differences of neighbouring colours on hands.
+        hand_own: Of shared colours to auxiliary ones on hands; no published figure was found.
+        mouth: Of the mouth's inside to the mean colour round the lips; no published figure was found.
+        layer_steps: Of the layer's squared steps along the normals, per square centimetre; ours.
     """
 
-    captured: Side = Side(1.0, 0.1, 0.0, 1.0, 0.1, 1.0)
-    generated: Side = Side(1.0, 0.1, 1.0, 1.0, 1.0, 0.0)
+    captured: Side = Side(1.0, 0.1, 0.0, 1.0, 0.1, 1.0, albedo=1.0, first_face=1.0, eyes=1.0, face_patch=0.1)
+    generated: Side = Side(1.0, 0.1, 1.0, 1.0, 1.0, 0.0, eyes=1.0, hands=50.0)
     in_seam: float = 0.1
     perceptual: float = 1.0
     depth: float = 0.01
@@ -82,6 +104,10 @@ class PersonaWeights:
     refined_positions: float = 1e5
     scales: float = 1e6
     colours: float = 0.1
+    hand_variation: float = 100.0
+    hand_own: float = 0.1
+    mouth: float = 1.0
+    layer_steps: float = 0.1
 
 
 def frame_loss(
@@ -96,91 +122,176 @@ def frame_loss(
         perceptual: None leaves the perceptual term out.
     """
     posed = avatar.pose(frame.pose, frame.translation_m, frame.actions)
-    side = weights.captured if frame.captured else weights.generated
-    plain = _Branch(avatar, frame, posed.plain_m)
-    refined = _Branch(avatar, frame, posed.refined_m)
-    counts = torch.ones_like(frame.mask)
-    if frame.seam is not None:
-        counts = torch.where(frame.seam > 0, weights.in_seam, counts)
+    drawing = draw_frame(avatar, posed, frame, side_of(frame, weights))
+    return total(frame_terms(frame, drawing, weights, perceptual), frame.image), posed
 
-    def likeness(picture: Tensor) -> Tensor:
-        total = photometric_loss(picture, frame.image, counts)
-        if perceptual is None:
-            return total
-        return total + weights.perceptual * perceptual((picture * counts)[None], (frame.image * counts)[None])
 
-    loss = side.image * likeness(plain.picture(plain.colours))
-    loss = loss + side.refined_image * likeness(refined.picture(refined.colours))
+def side_of(frame: TrainingFrame, weights: PersonaWeights) -> Side:
+    """The weights of this kind of frame."""
+    return weights.captured if frame.captured else weights.generated
+
+
+def total(terms: dict[str, Tensor], like: Tensor) -> Tensor:
+    """Sum of terms; zero of `like`'s device where there are none."""
+    return torch.stack(list(terms.values())).sum() if terms else like.new_zeros(())
+
+
+def frame_terms(
+    frame: TrainingFrame, drawing: FrameDrawing, weights: PersonaWeights, perceptual: PerceptualLoss | None
+) -> dict[str, Tensor]:
+    """Every term of a frame by name, with its weight. What has no weight or no target is not there.
+
+    Args:
+        frame: The picture.
+        drawing: What `draw_frame` made of the avatar.
+        weights: Of the terms.
+        perceptual: None leaves the perceptual term out.
+    """
+    side, plain, refined = side_of(frame, weights), drawing.plain, drawing.refined
+    compare = _Likeness(frame.seam, weights, perceptual)
+    terms: dict[str, Tensor] = {}
+    if side.image:
+        terms["image"] = side.image * compare(over(plain, "colours", frame.image), frame.image)
+    if side.albedo and frame.albedo is not None:
+        terms["albedo"] = side.albedo * compare(over(plain, "colours", frame.albedo), frame.albedo)
+    if side.refined_image:
+        terms["refined image"] = side.refined_image * compare(over(refined, "colours", frame.image), frame.image)
     if side.own_refined_image:
-        own = refined.picture(refined.own_colours, refined.alpha.detach())
-        loss = loss + side.own_refined_image * likeness(own)
-    for branch in (plain, refined):
-        loss = loss + side.mask * mask_loss(branch.alpha, frame.mask)
-        loss = loss + side.geometry * branch.geometry(weights.depth)
-        if side.seam and frame.seam is not None and frame.seam.any():
-            loss = loss + side.seam * l1_loss(branch.shared_colours, branch.own_colours.detach(), frame.seam)
-    return loss, posed
+        own = over(refined, "own", frame.image, refined["alpha"].detach())
+        terms["own refined image"] = side.own_refined_image * compare(own, frame.image)
+    if side.mask:
+        terms["mask"] = side.mask * (mask_loss(plain["alpha"], frame.mask) + mask_loss(refined["alpha"], frame.mask))
+    if side.geometry:
+        for branch in (plain, refined):
+            for name, term in geometry_terms(frame, branch, weights.depth).items():
+                terms[name] = terms.get(name, 0) + side.geometry * term
+    if side.seam and frame.seam is not None:
+        terms["seam"] = side.seam * (seam_loss(plain, frame.seam) + seam_loss(refined, frame.seam))
+    if side.first_face:
+        terms["first face"] = side.first_face * first_face_loss(plain, frame)
+    if drawing.mesh is not None:
+        if side.eyes:
+            terms["eyes"] = side.eyes * l1_loss(plain["eyes"], drawing.mesh["eyes"])
+        if side.hands:
+            terms["hands"] = side.hands * l1_loss(plain["hands"], drawing.mesh["hands"])
+    if drawing.patch is not None and frame.face is not None:
+        patch = patch_terms(frame.face, drawing.patch, weights, perceptual)
+        terms["face patch"] = side.face_patch * total(patch, frame.image)
+    return terms
 
 
-class _Branch:
-    """One drawing of all that is compared.
+class _Likeness:
+    """0.8 L1 + 0.2 (1 - SSIM) + perceptual, less inside the seam band."""
 
-    Shared colours, own colours, shared colours again without a gradient to the geometry, depth and normals: only the
-    first move the geometry through the drawing; depth and normals move it through their own values.
+    def __init__(self, seam: Tensor | None, weights: PersonaWeights, perceptual: PerceptualLoss | None) -> None:
+        self._counts = None if seam is None else torch.where(seam > 0, weights.in_seam, 1.0)
+        self._weight, self._perceptual = weights.perceptual, perceptual
+
+    def __call__(self, picture: Tensor, target: Tensor) -> Tensor:
+        loss = photometric_loss(picture, target, self._counts)
+        if self._perceptual is None or not self._weight:
+            return loss
+        if self._counts is not None:
+            picture, target = picture * self._counts, target * self._counts
+        # half the bits are enough for features, and twice as fast where there are matrix units for them
+        with torch.autocast(picture.device.type, torch.bfloat16, enabled=picture.device.type == "cuda"):
+            return loss + self._weight * self._perceptual(picture[None], target[None]).float()
+
+
+def over(pictures: Pictures, name: str, behind: Tensor, alpha: Tensor | None = None) -> Tensor:
+    """Premultiplied colours [3, H, W] over a picture [3, H, W], so that its background costs nothing."""
+    return pictures[name] + (1 - (pictures["alpha"] if alpha is None else alpha)) * behind
+
+
+def geometry_terms(frame: TrainingFrame, branch: Pictures, depth_weight: float) -> dict[str, Tensor]:
+    """Depth, normals and parts of one branch, where there are targets."""
+    made: dict[str, Tensor] = {}
+    alpha = branch["alpha"]
+    inside = frame.mask * (alpha.detach() > 0.5)
+    if frame.depth is not None:
+        depth = branch["depth"][0] / alpha.detach().clamp_min(1e-3)
+        made["depth"] = depth_weight * depth_loss(depth, frame.depth, inside, "scale_invariant")
+    if frame.normals is not None:
+        normals = branch["normals"]
+        made["normals"] = l1_loss(normals, frame.normals, inside) + normal_loss(normals, frame.normals, inside)
+    if frame.labels is not None:
+        made["parts"] = parts_loss(branch, frame.labels)
+    return made
+
+
+def parts_loss(branch: Pictures, labels: Tensor) -> Tensor:
+    """L1 between pictures of parts [H, W] in the colours of their labels."""
+    target = part_colours(labels).permute(2, 0, 1)
+    return l1_loss(over(branch, "parts", target), target)
+
+
+def seam_loss(branch: Pictures, seam: Tensor) -> Tensor:
+    """L1 of the shared colours to the auxiliary ones inside the band [H, W]; neither moves the geometry."""
+    return l1_loss(branch["still colours"], branch["own"].detach(), seam)
+
+
+def first_face_loss(branch: Pictures, frame: TrainingFrame) -> Tensor:
+    """L1 between the picture and the face in the colours that it began with: only the geometry can follow."""
+    where = branch["face"][0].detach() * frame.mask
+    return l1_loss(over(branch, "first colours", frame.image), frame.image, where)
+
+
+def patch_terms(
+    face: TrainingFrame, patch: Pictures, weights: PersonaWeights, perceptual: PerceptualLoss | None
+) -> dict[str, Tensor]:
+    """The face by its own camera: likeness, mask, seam and first colours, each as in the whole picture."""
+    side = weights.captured
+    compare = _Likeness(face.seam, weights, perceptual)
+    terms = {
+        "image": side.image * compare(over(patch, "colours", face.image), face.image),
+        "mask": side.mask * mask_loss(patch["alpha"], face.mask),
+    }
+    if side.seam and face.seam is not None:
+        terms["seam"] = side.seam * seam_loss(patch, face.seam)
+    if side.first_face:
+        terms["first face"] = side.first_face * first_face_loss(patch, face)
+    return terms
+
+
+def left_out(
+    avatar: PersonaAvatar, frames: Iterable[TrainingFrame], weights: PersonaWeights, perceptual: PerceptualLoss | None
+) -> tuple[str, ...]:
+    """Terms that have a weight but nothing to be compared with, a line each.
+
+    Args:
+        avatar: What is learned.
+        frames: One captured and one generated frame are enough.
+        weights: Of the terms.
+        perceptual: None where the perceptual term is left out.
     """
+    wanted: dict[str, bool] = {}
 
-    _GEOMETRY = (True, True, True, *(False,) * 10)
+    def ask(name: str, weight: float, there: bool) -> None:
+        if weight:
+            wanted[name] = wanted.get(name, False) or there
 
-    def __init__(self, avatar: PersonaAvatar, frame: TrainingFrame, means_m: Tensor) -> None:
-        w2c = frame.cameras.w2c[0]
-        depth = means_m @ w2c[2, :3] + w2c[2, 3]
-        normals = vertex_normals(means_m, avatar.faces)
-        features = torch.cat([avatar.colours, avatar.own_colours, avatar.colours, depth[:, None], normals], 1)
-        drawn = avatar.draw(means_m, frame.cameras, features, list(self._GEOMETRY))
-        assert drawn.features is not None and drawn.alpha is not None
-        self._frame = frame
-        self.alpha = drawn.alpha[0]
-        self.colours, self.own_colours, self.shared_colours, depth, self._normals = drawn.features[0].split(
-            [3, 3, 3, 1, 3]
-        )
-        self._depth = depth[0] / self.alpha.detach().clamp_min(1e-3)
-
-    def picture(self, colours: Tensor, alpha: Tensor | None = None) -> Tensor:
-        """Premultiplied colours [3, H, W] over the frame's own background, which then costs nothing."""
-        return colours + (1 - (self.alpha if alpha is None else alpha)) * self._frame.image
-
-    def geometry(self, depth_weight: float) -> Tensor:
-        """Depth and normals where there are targets."""
-        frame = self._frame
-        total = self.alpha.new_zeros(())
-        inside = frame.mask * (self.alpha.detach() > 0.5)
-        if frame.depth is not None:
-            total = total + depth_weight * depth_loss(self._depth, frame.depth, inside, "scale_invariant")
-        if frame.normals is not None:
-            total = total + l1_loss(self._normals, frame.normals, inside)
-            total = total + normal_loss(self._normals, frame.normals, inside)
-        return total
+    for frame in frames:
+        side = side_of(frame, weights)
+        ask("depth", side.geometry * weights.depth, frame.depth is not None)
+        ask("normals", side.geometry, frame.normals is not None)
+        ask("parts", side.geometry, frame.labels is not None)
+        ask("colours without light", side.albedo, frame.albedo is not None)
+        ask("seam band", side.seam, frame.seam is not None)
+        ask("face patch", side.face_patch, frame.face is not None)
+        ask("face in its first colours", side.first_face, bool(avatar.in_face.any()))
+        ask("eyes against the mesh", side.eyes, bool(avatar.in_eyes.any()))
+        ask("hands against the mesh", side.hands, bool(avatar.in_hands.any()))
+    ask("perceptual likeness", weights.perceptual, perceptual is not None)
+    return tuple(f"no {name}" for name, there in wanted.items() if not there)
 
 
-def gaussian_loss(avatar: PersonaAvatar, posed: PosedPersona, laplacian: Laplacian, weights: PersonaWeights) -> Tensor:
-    """Smoothness of places, sizes and colours over the body; places and sizes as squared metres.
-
-    A Laplacian grows with the square of the mesh's edges where a surface is bent, and a size with the edge itself: the
-    published weights are brought from the published mesh to this one, so that a coarser body is not held stiffer.
-    """
-    finer = PUBLISHED_EDGE_M / avatar.mean_edge_m
-    template = avatar.points_m
-    total = weights.positions * finer**4 * laplacian_loss(laplacian, avatar.mean_offsets_m + template, template)
-    total = total + weights.refined_positions * finer**4 * laplacian_loss(laplacian, posed.displacement_m)
-    total = total + weights.scales * finer**2 * laplacian_loss(laplacian, avatar.scales_m)
-    return total + weights.colours * laplacian_loss(laplacian, avatar.colours)
-
-
-def vertex_normals(points_m: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals [N, 3] of a mesh's vertices; faces [T, 3]."""
-    a, b, c = points_m[faces].unbind(1)
-    face = torch.linalg.cross(b - a, c - a)
-    total = torch.zeros_like(points_m)
-    for corner in range(3):
-        total = total.index_add(0, faces[:, corner], face)
-    return torch.nn.functional.normalize(total, dim=1, eps=1e-12)
+__all__ = [
+    "PersonaWeights",
+    "Side",
+    "TrainingFrame",
+    "frame_loss",
+    "frame_terms",
+    "left_out",
+    "side_of",
+    "vertex_normals",
+]
