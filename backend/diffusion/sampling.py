@@ -71,6 +71,7 @@ def style_of(
     generator: torch.Generator,
     mask_of: Callable[[Tensor], Tensor] | None = None,
     images: int = STYLE_IMAGES,
+    steps: int = STYLE_STEPS,
 ) -> Moments:
     """Channel statistics of a style's latents, made once and kept.
 
@@ -84,12 +85,13 @@ def style_of(
         mask_of: From pictures [1, 3, H, W] to their foreground [1, 1, h, w] at the latents' size: a plain background
             would otherwise count as the style's colour. None counts everything.
         images: How many.
+        steps: Of each.
     """
     latents, masks = [], []
     for index in range(images):
         part = context.part("style", index, index + 1, images)
         noise = torch.randn(1, *size, generator=generator, device=generator.device)
-        latents.append(sample(denoiser, noise, positive, negative, context=part))
+        latents.append(sample(denoiser, noise, positive, negative, context=part, steps=steps))
         if mask_of is not None:
             masks.append(mask_of(denoiser.decode(latents[-1])))
     return moments(torch.cat(latents), torch.cat(masks) if masks else None)
