@@ -1,0 +1,242 @@
+"""A learned PERSONA avatar as an avatar bundle holds it: Gaussians on the proxy's triangles, and controls.
+
+The network's avatar carries each Gaussian by a weight field of its own; in a bundle a triangle of the proxy does.
+Where a Gaussian rests is exact. What the field and the triangle do differently in a pose is small and follows the pose,
+as the learned displacement does, so both are distilled together: as places in the triangle's frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from backend.context import Context
+from backend.human.lbs import apply_transforms, rotation_matrices, vertex_transforms
+from backend.splats.bound import BoundSplats, Kind, concatenate, triangle_frames
+from backend.splats.distil import Distilled, Errors, distil, errors, regions_of
+from backend.splats.persona import OPACITY, PersonaAvatar, Template
+from backend.splats.pose_deformation import joint_mask, pose_code
+from blender_addon.shared.controls import Controls, pack_controls
+from blender_addon.shared.skeleton import JOINT_NAMES
+
+OUTLINE = (Kind.HAIR, Kind.MEMBRANE)
+"""What stands beside the proxy: the photo-only path's outline layer, which is learned too (`persona_layer`)."""
+
+INSIDE = (Kind.EYE, Kind.TEETH, Kind.MOUTH)
+"""What the photo-only path draws finer than the proxy's mesh."""
+
+STAGE = "Distil into controls"
+LOOKED_AT = 60
+"""Poses in which errors are measured; all of them would take gigabytes."""
+
+EYES = tuple(JOINT_NAMES.index(f"{side}_eye_smplhf") for side in ("left", "right"))
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """The proxy that carries the Gaussians.
+
+    Attributes:
+        vertices_m: [V, 3] rest proxy with clothes.
+        triangles: [T, 3].
+        outer: bool [V], vertices that can be seen from outside.
+    """
+
+    vertices_m: np.ndarray
+    triangles: np.ndarray
+    outer: np.ndarray
+
+
+@dataclass(frozen=True)
+class BoundPersona:
+    """A learned avatar without its network.
+
+    Attributes:
+        splats: All Gaussians, the learned ones first.
+        distilled: What the pose does to the learned ones, in the frames of their triangles.
+        learned: Number of learned Gaussians.
+        fit: Relative errors over the poses that it was distilled from.
+        binding_m: RMS distance, over those poses, of the network's avatar without displacement to the same bound to
+            triangles, metres.
+        moved_m: RMS displacement of the network over those poses, metres.
+        made_by: What made the avatar, a line each.
+    """
+
+    splats: BoundSplats
+    distilled: Distilled
+    learned: int
+    fit: Errors
+    binding_m: float
+    moved_m: float
+    made_by: tuple[str, ...] = ()
+
+    def controls(self, scale: float = 1.0) -> Controls:
+        """The bundle's controls for an avatar that is `scale` times as large as the learned one."""
+        rest = len(self.splats) - self.learned
+        made = []
+        for control in self.distilled.controls():
+            deltas = np.pad(control.deltas["position"], ((0, rest), (0, 0))) * np.float32(scale)
+            made.append(replace(control, deltas={"position": deltas}))
+        return pack_controls(made)
+
+
+def bind_persona(
+    avatar: PersonaAvatar,
+    carrier: Carrier,
+    outline: BoundSplats,
+    poses: np.ndarray,
+    controls: int,
+    context: Context,
+) -> BoundPersona:
+    """Bind a learned avatar and distil what its pose does.
+
+    Args:
+        avatar: On any device.
+        carrier: The proxy that its template was subdivided from.
+        outline: The photo-only path's Gaussians, of which eyes and mouth are taken; hair and loose sheets are the
+            avatar's layer.
+        poses: [P, 55, 3] axis-angle, at least as many as controls.
+        controls: At most so many.
+        context: Progress and cancelling.
+
+    Raises:
+        ValueError: If there are fewer poses than controls.
+        Cancelled: If the user cancelled.
+    """
+    kept = _kept(avatar.template, carrier, outline)
+    anchors = _anchors(avatar, carrier, kept)
+    avatar.asked, avatar.requery_every = (None, 0), len(poses) + 2  # it does not change any more
+    plain_rest, rest = anchors.places(avatar, np.zeros((55, 3)))
+    codes = np.stack([_code(pose) for pose in poses])
+    local = np.empty((len(poses), *rest.shape), np.float32)
+    looked_at = np.unique(np.linspace(0, len(poses) - 1, min(LOOKED_AT, len(poses))).astype(int))
+    plain = np.empty((len(looked_at), *rest.shape), np.float32)
+    for number, pose in enumerate(poses):
+        context.progress(STAGE, number, len(poses))
+        without, local[number] = anchors.places(avatar, pose)
+        plain[looked_at == number] = without
+    distilled = distil(local, codes, rest, regions_of(anchors.weights, anchors.listens), controls)
+    moves = anchors.listens.any(1)[:, None]
+    found = errors(distilled, np.where(moves, local[looked_at], rest), codes[looked_at])
+    inside = outline.select(np.isin(outline.kind, INSIDE))
+    parts = [_splats(avatar, anchors, rest, kept), inside]
+    if avatar.layer is not None:
+        layer = avatar.layer.learned()
+        parts.insert(1, replace(layer, offsets_m=rest[len(kept) :]))
+    return BoundPersona(
+        concatenate(parts), distilled, len(rest), found, _rms(plain - plain_rest), _rms(local[looked_at] - plain)
+    )
+
+
+@dataclass(frozen=True)
+class _Anchors:
+    """Which triangle carries each of the kept Gaussians, the body's and then the layer's, and what it listens to.
+
+    Attributes:
+        triangles: [M]. bary: [M, 3]. weights: [M, B] skinning. listens: [M, 21], zero for what the pose does not move.
+        kept: Rows of the avatar's Gaussians. carrier: The proxy.
+    """
+
+    triangles: np.ndarray
+    bary: np.ndarray
+    weights: np.ndarray
+    listens: np.ndarray
+    kept: np.ndarray
+    carrier: Carrier
+
+    @torch.no_grad()
+    def places(self, avatar: PersonaAvatar, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places in the triangles' frames, two arrays [M, 3] float32: without and with the network's displacement."""
+        template, vertices = avatar.template, np.asarray(self.carrier.vertices_m, np.float64)
+        turns = torch.as_tensor(np.asarray(pose, np.float32)).to(avatar.mean_offsets_m)
+        posed = avatar.pose(turns, torch.zeros_like(turns[0]))
+        weights = template.weights[: len(vertices)].astype(np.float64)  # subdivision keeps the proxy's own points first
+        matrices = vertex_transforms(template.joints_m, pose, weights, None, template.twist)
+        vertices = apply_transforms(matrices, vertices)
+        faces = self.carrier.triangles[self.triangles]
+        frames, _ = triangle_frames(vertices, faces)
+        foot = np.einsum("nk,nkc->nc", self.bary, vertices[faces])
+        both = (_numpy(posed.means_m(branch)).astype(np.float64)[self.kept] - foot for branch in ("plain", "refined"))
+        plain, refined = (np.einsum("nji,nj->ni", frames, offsets).astype(np.float32) for offsets in both)
+        return plain, refined
+
+
+def _anchors(avatar: PersonaAvatar, carrier: Carrier, kept: np.ndarray) -> _Anchors:
+    template = avatar.template
+    triangles = carrier_triangles(template, len(carrier.triangles))[kept]
+    mix, rows, faces = template.mix[kept], np.arange(len(kept)), carrier.triangles[triangles]
+    bary = np.stack([np.asarray(mix[rows, faces[:, corner]]).ravel() for corner in range(3)], 1)
+    weights = template.weights[kept]
+    listens = np.where(template.still[kept][:, None], 0, template.listens[kept])
+    if avatar.layer is None:
+        return _Anchors(triangles, bary, weights, listens, kept, carrier)
+    layer = avatar.layer.splats
+    on = np.einsum("nk,nkb->nb", layer.bary, template.weights[carrier.triangles[layer.triangles]])
+    return _Anchors(
+        np.concatenate([triangles, layer.triangles]),
+        np.concatenate([bary, layer.bary]),
+        np.concatenate([weights, on]),
+        np.concatenate([listens, joint_mask(on)]),
+        np.concatenate([kept, len(template) + np.arange(len(layer))]),
+        carrier,
+    )
+
+
+def carrier_triangles(template: Template, count: int) -> np.ndarray:
+    """[N] of `count` proxy triangles the one that each point of the template lies on.
+
+    Subdivision appends the parts of all triangles in their order, so that a part's number gives its triangle back. Of a
+    point on an edge or a vertex the triangle with the first number is taken.
+    """
+    parents = np.arange(len(template.triangles)) % count
+    found = np.full(len(template), count)
+    for corner in range(3):
+        np.minimum.at(found, template.triangles[:, corner], parents)
+    return found
+
+
+def _code(pose: np.ndarray) -> np.ndarray:
+    """[21, 6] float64."""
+    return pose_code(rotation_matrices(torch.as_tensor(np.asarray(pose, np.float64)))).numpy()
+
+
+def _kept(template: Template, carrier: Carrier, outline: BoundSplats) -> np.ndarray:
+    """Rows of the template that become Gaussians: not those that the photo-only path draws finer."""
+    eye = template.weights[:, list(EYES)].sum(1) > 0.5
+    inner = np.asarray(template.mix @ carrier.outer.astype(float)) < 0.5
+    drop = np.zeros(len(template), bool)
+    if (outline.kind == Kind.EYE).any():
+        drop |= eye
+    if np.isin(outline.kind, (Kind.TEETH, Kind.MOUTH)).any():
+        drop |= inner & ~eye
+    return np.flatnonzero(~drop)
+
+
+def _splats(avatar: PersonaAvatar, anchors: _Anchors, offsets_m: np.ndarray, kept: np.ndarray) -> BoundSplats:
+    """The body's Gaussians; all are round, so that their turn is nobody's business."""
+    count = len(kept)
+    return BoundSplats(
+        triangles=anchors.triangles[:count],
+        bary=anchors.bary[:count],
+        offsets_m=offsets_m[:count],
+        rotations_wxyz=np.tile([1.0, 0.0, 0.0, 0.0], (count, 1)),
+        scales_m=np.repeat(_numpy(avatar.scales_m)[kept, None], 3, 1),
+        opacities=np.full(count, OPACITY),
+        colours=_numpy(avatar.colours)[kept],
+        confidence=np.ones(count),
+        kind=np.full(count, Kind.SKIN),
+        colour_gate=np.zeros(count),
+        shape_gate=np.zeros(count),
+        opacity_floor=np.zeros(count),
+    )
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
+
+
+def _rms(vectors: np.ndarray) -> float:
+    """Root of the mean squared length of [..., 3]."""
+    return float(np.sqrt((vectors.astype(np.float64) ** 2).sum(-1).mean()))

@@ -1,0 +1,155 @@
+"""The learned path on an oracle figure: what the photo-only stages leave behind, and tools that know the truth."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from backend.context import Context, QuietSink
+from backend.diffusion.interfaces import PoseTrack, Source, VideoGenerator
+from backend.human.dress import Dressed
+from backend.human.frame_checks import DetectorNoise
+from backend.human.frame_targets import Helpers
+from backend.human.generated_motion import FrameSettings
+from backend.human.pose_tracks import PoseSequence, training_motions
+from backend.human.skin_field import FieldSettings
+from backend.methods.body import written
+from backend.methods.body_learned import LearnSettings, Tools, learned_stages
+from backend.perception.landmarks import PoseObservation
+from backend.perception.photo import Photo
+from backend.pipeline import Stage
+from backend.splats.bound import BoundSplats, Kind, bind_points
+from backend.splats.optimise_persona import PersonaSettings
+from backend.splats.pose_deformation import DeformationSettings
+from blender_addon.shared.methods import BodyRequest
+from tests.human.oracle_subject import KnowingDetector, PinholeCamera, figure, subject, truly_shown
+from tests.oracles.video_defects import Defects, OracleVideo
+
+WIDTH, HEIGHT = 108, 192
+SMALL = LearnSettings(
+    frames=FrameSettings(WIDTH, HEIGHT, captured_px=192, face_px=48, texture_frames=8),
+    weights=FieldSettings(resolution=24, steps=10),
+    deformation=DeformationSettings(plane_size=16, features=4, width=16),
+    persona=PersonaSettings(epochs=1, picture_px=128, face_px=32, subdivisions=0, requery_every=10, lpips=False),
+    poses=12,
+    controls=4,
+)
+REQUEST = BodyRequest(preset="fast", frames="generated")
+
+
+def few_motions(joints_m: np.ndarray, frames: int = 6) -> tuple[PoseSequence, PoseSequence]:
+    """Both training motions with few frames."""
+    made = []
+    for whole in training_motions(joints_m):
+        part = slice(14, 14 + 14 * frames, 14)
+        made.append(PoseSequence(whole.name, whole.poses[part], whole.pelvis_m[part], 0 * whole.actions[part], 2.0))
+    return made[0], made[1]
+
+
+@dataclass
+class KnownVideo:
+    """An oracle's video that remembers what each frame truly shows, and a detector that is told.
+
+    Attributes:
+        defects: Of the video. made: Frames that were asked for. known: By a frame's hash, its detector.
+    """
+
+    defects: Defects = field(default_factory=lambda: Defects(11, ("blur", "labels")))
+    made: int = 0
+    known: dict[str, KnowingDetector] = field(default_factory=dict)
+    noise: DetectorNoise = field(default_factory=lambda: DetectorNoise(px=1.0, m=0.0, bias_m=0.0, depth=0.15))
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Of the oracle."""
+        return OracleVideo(figure(), self.defects).sources
+
+    def generate(self, reference: np.ndarray, track: PoseTrack, prompt: str, context: Context) -> np.ndarray:
+        """See `VideoGenerator`."""
+        assert track.poses is not None and track.pelvis_m is not None and track.w2c is not None
+        frames = OracleVideo(figure(), self.defects, warm_up=1).generate(reference, track, prompt, context)
+        camera = PinholeCamera(
+            track.w2c, track.focal_px, track.focal_px, track.width / 2, track.height / 2, track.width, track.height
+        )
+        poses = truly_shown(track.poses, self.defects)
+        for k, frame in enumerate(frames):
+            one = KnowingDetector(poses[k : k + 1], track.pelvis_m[k : k + 1], camera, (0,), seed=k)
+            self.known[hashlib.sha256(frame.tobytes()).hexdigest()] = one
+        self.made += len(frames)
+        return frames
+
+    def detect(self, image: np.ndarray) -> PoseObservation | None:
+        """What the frame shows."""
+        one = self.known.get(hashlib.sha256(image.tobytes()).hexdigest())
+        return None if one is None else replace(one, frame=0).detect(image)
+
+    def tools(self, settings: LearnSettings = SMALL) -> Tools:
+        """For `learned_stages`."""
+        return Tools(lambda *_: self, lambda *_: Helpers(self), few_motions, settings)
+
+
+def photo_only() -> BoundSplats:
+    """What the photo-only path might have made: a Gaussian per tenth triangle of the body, and hair."""
+    person = subject()
+    body, rest = person.body, np.asarray(person.rest_m, np.float64)
+    rows = np.flatnonzero(body.outer[body.triangles].all(1))[::10]
+    bary = np.full((len(rows), 3), 1 / 3)
+    foot = rest[body.triangles[rows]].mean(1)
+    turns = np.repeat(np.eye(3)[None], len(rows), 0)
+    offsets, rotations = bind_points(foot, turns, rows, bary, rest, body.triangles)
+    crown = foot[:, 1] > np.percentile(foot[:, 1], 96)
+    n = len(rows)
+    return BoundSplats(
+        rows, bary, offsets + crown[:, None] * [0, 0, 0.01], rotations, np.full((n, 3), 0.01), np.full(n, 0.99),
+        np.full((n, 3), 0.4), np.ones(n), np.where(crown, Kind.HAIR, Kind.CLOTH), np.ones(n), np.ones(n), np.zeros(n),
+    )  # fmt: skip
+
+
+def values(folder: Path, request: BodyRequest = REQUEST, models: Any = None) -> Mapping[str, Any]:
+    """What is there when the learned path begins."""
+    person = subject()
+    rest = np.asarray(person.rest_m, np.float32)
+    dressed = Dressed(
+        rest, rest, rest, np.zeros((4, 4)), None, np.zeros(len(rest), bool), None, ()  # type: ignore[arg-type]
+    )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "photo": Photo, "request": request, "folder": folder, "models": models, "person": person.person,
+        "body": person.body, "fit": SimpleNamespace(betas=np.zeros(20)), "personal": person.personal,
+        "dressed": dressed, "matched": photo_only(),
+    }  # fmt: skip
+
+
+def chain(tools: Tools, request: BodyRequest = REQUEST) -> list[Stage]:
+    """The learned path and the last stage."""
+    return [*learned_stages(request, tools), written(("persona",))]
+
+
+@dataclass
+class Heard(QuietSink):
+    """Remembers what was said."""
+
+    lines: list[tuple[str, float, float]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    previews: list[np.ndarray] = field(default_factory=list)
+
+    def progress(self, stage: str, done: float, total: float, note: str) -> None:
+        """Keep it."""
+        self.lines.append((stage, done, total))
+
+    def preview(self, image: np.ndarray) -> None:
+        """Keep it."""
+        self.previews.append(image)
+
+    def warning(self, code: str, text: str) -> None:
+        """Keep it."""
+        self.warnings.append(text)
+
+
+__all__: Sequence[str] = ("KnownVideo", "VideoGenerator", "chain", "photo_only", "values")
