@@ -32,6 +32,10 @@ class Sink(Protocol):
         """Say something that people should know while the job goes on."""
         ...
 
+    def finishable(self, possible: bool) -> None:
+        """Say whether the job could end early with what it has, from now on."""
+        ...
+
 
 class QuietSink:
     """Drops everything."""
@@ -43,6 +47,9 @@ class QuietSink:
         """Ignore."""
 
     def warning(self, code: str, text: str) -> None:
+        """Ignore."""
+
+    def finishable(self, possible: bool) -> None:
         """Ignore."""
 
 
@@ -80,6 +87,9 @@ class TerminalSink:
 
     def warning(self, code: str, text: str) -> None:
         """A terminal shows the warnings together, when the job is done."""
+
+    def finishable(self, possible: bool) -> None:
+        """A terminal has no button for it."""
 
     def close(self) -> None:
         """End the current line."""
@@ -171,6 +181,15 @@ class Context:
     def finish_asked(self) -> bool:
         """Whether a loop should end early and keep what it has; it is asked where `raise_if_cancelled` is called."""
         return self.finish_event.is_set()
+
+    @contextmanager
+    def finishable(self) -> Iterator[None]:
+        """Inside, a loop asks for `finish_asked`, and people are offered to finish."""
+        self.sink.finishable(True)
+        try:
+            yield
+        finally:
+            self.sink.finishable(False)
 
     def part(self, stage: str, first: float, last: float, total: float) -> Context:
         """A context whose whole progress is the part from `first` to `last`, of `total`, of this context's `stage`.

@@ -55,6 +55,10 @@ class _Both:
         for sink in self._sinks:
             sink.warning(code, text)
 
+    def finishable(self, possible: bool) -> None:
+        for sink in self._sinks:
+            sink.finishable(possible)
+
 
 def stages_of(method: str, request: Request, models: Weights) -> Sequence[Stage]:
     """The stages of a method, loaded when asked for and checked: what is installed decides which path it takes.
@@ -178,7 +182,13 @@ def generate(
     return DONE
 
 
-def perform(order: Order, sink: Sink, cancel_event: threading.Event, capture_stdout: bool = False) -> Finished:
+def perform(
+    order: Order,
+    sink: Sink,
+    cancel_event: threading.Event,
+    capture_stdout: bool = False,
+    finish_event: threading.Event | None = None,
+) -> Finished:
     """Run one job: what the command line and `serve` share.
 
     Args:
@@ -186,6 +196,7 @@ def perform(order: Order, sink: Sink, cancel_event: threading.Event, capture_std
         sink: Where progress, previews and warnings go.
         cancel_event: Set from another thread to stop the job.
         capture_stdout: Send what libraries print on stdout to the log too.
+        finish_event: Set from another thread to end what the job is improving, and keep what there is.
 
     Returns:
         The published result.
@@ -211,7 +222,7 @@ def perform(order: Order, sink: Sink, cancel_event: threading.Event, capture_std
         raise JobFailedError(failure_of(error), None) from error
     try:
         with jobs.disk_errors(order.out):
-            run = _work(order, photo, files, job, device, sink, cancel_event, capture_stdout)
+            run = _work(order, photo, files, job, device, sink, (cancel_event, finish_event), capture_stdout)
             if cancel_event.is_set():
                 raise Cancelled("cancelled")
             folder = jobs.publish(job, run, photo, device, time.perf_counter() - began)
@@ -264,7 +275,7 @@ def _work(
     job: jobs.Job,
     device: str,
     sink: Sink,
-    cancel_event: threading.Event,
+    events: tuple[threading.Event, threading.Event | None],
     capture_stdout: bool,
 ) -> Run:
     with _log_output(job.log, capture_stdout) as log:
@@ -280,7 +291,10 @@ def _work(
             models = Weights.default()
             stages = stages_of(order.method, order.request, models)
             allowed = budget(device, order.request.preset, order.memory_bytes).allowed_bytes
-            context = Context(job.scratch, device, order.request.seed, both, cancel_event, memory_bytes=allowed)
+            cancel_event, finish_event = events[0], events[1] or threading.Event()
+            context = Context(
+                job.scratch, device, order.request.seed, both, cancel_event, finish_event, memory_bytes=allowed
+            )
             given = dict(zip(GIVEN, (photo, order.request, job.work, order.own_body, models), strict=True))
             return run_stages(stages, given, context, job.checkpoints)
         except Exception:

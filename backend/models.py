@@ -109,6 +109,9 @@ class _JsonSink:
         """One line."""
         self._voice.say("warning", code=code, text=text)
 
+    def finishable(self, possible: bool) -> None:
+        """Nothing here can end early."""
+
 
 @contextmanager
 def _cancelling(voice: _Voice, watch: bool) -> Iterator[Context]:

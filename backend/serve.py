@@ -36,6 +36,7 @@ from blender_addon.shared.protocol import (
     Capabilities,
     Error,
     Failed,
+    Finish,
     Hello,
     LineSplitter,
     Ping,
@@ -92,12 +93,14 @@ class Ticket:
     Attributes:
         order: The message that asked for it.
         cancel_event: Set when the user cancels.
+        finish_event: Set when the user wants what there is.
         ended: Set when the terminal message is on its way.
         fresh: No job ran in this process before it.
     """
 
     order: Run
     cancel_event: threading.Event = field(default_factory=threading.Event)
+    finish_event: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     fresh: bool = True
 
@@ -260,6 +263,8 @@ class Server:
             self._accept(message)
         elif isinstance(message, Cancel):
             self._cancel(message.job_id)
+        elif isinstance(message, Finish):
+            self._finish_early(message.job_id)
         elif isinstance(message, Shutdown):
             self.leave()
 
@@ -310,14 +315,25 @@ class Server:
             del self._known[job_id]
 
     def _cancel(self, job_id: str) -> None:
+        ticket = self._open_ticket(job_id)
+        if ticket is not None:
+            self._outbox.send(Cancelling(job_id))
+            self._stop(ticket)
+
+    def _finish_early(self, job_id: str) -> None:
+        ticket = self._open_ticket(job_id)
+        if ticket is not None:
+            ticket.finish_event.set()
+
+    def _open_ticket(self, job_id: str) -> Ticket | None:
+        """The job, if it has not ended; else the answer to who asked for it."""
         with self._lock:
             ticket = self._known.get(job_id)
         if ticket is None or ticket.ended.is_set():
             what = "there is no such job" if ticket is None else "the job has ended already"
             self._outbox.send(Error("BAD_REQUEST", what, job_id))
-            return
-        self._outbox.send(Cancelling(job_id))
-        self._stop(ticket)
+            return None
+        return ticket
 
     def _stop(self, ticket: Ticket) -> None:
         """Cancel a job: at once if it waits, else at its next check, else with the process."""

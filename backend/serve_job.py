@@ -78,6 +78,10 @@ class JobSink:
         """Send it."""
         self._send(protocol.Warning(self._job_id, code, text))
 
+    def finishable(self, possible: bool) -> None:
+        """Send it."""
+        self._send(protocol.Finishable(self._job_id, possible))
+
 
 def do_job(ticket: Ticket, options: ServeOptions, send: Send) -> BackendMessage:
     """Do the job and say how it ended; nothing that happens inside it leaves this function as an exception."""
@@ -100,7 +104,7 @@ def _perform(ticket: Ticket, order: Order, folder: Path, send: Send) -> BackendM
     job_id = ticket.order.job_id
     sink = JobSink(job_id, folder, send)
     try:
-        finished = perform(order, sink, ticket.cancel_event, capture_stdout=True)
+        finished = perform(order, sink, ticket.cancel_event, capture_stdout=True, finish_event=ticket.finish_event)
         return Result(job_id, _files(finished.folder, folder))
     except Cancelled:
         return protocol.Cancelled(job_id)

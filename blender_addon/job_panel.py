@@ -94,7 +94,12 @@ def _draw_open(box: bpy.types.UILayout, context: bpy.types.Context, running: ses
     if icon:
         box.template_icon(icon_value=icon, scale=8)
     if job.status == "running":
-        box.operator("effigy.cancel", icon="X").job_id = job.job_id
+        buttons = box.row(align=True)
+        if job.finishing:
+            buttons.label(text="Finishing with what there is ...")
+        elif job.finishable:
+            buttons.operator("effigy.finish", icon="CHECKMARK").job_id = job.job_id
+        buttons.operator("effigy.cancel", icon="X").job_id = job.job_id
 
 
 def _draw_arrival(box: bpy.types.UILayout, context: bpy.types.Context, running: session.Session, job: Job) -> None:

@@ -29,6 +29,7 @@ _CLASSES: tuple[type, ...] = (
     engine.EFFIGY_RE_splats,
     generate.EFFIGY_OT_generate,
     generate.EFFIGY_OT_cancel,
+    generate.EFFIGY_OT_finish,
     generate.EFFIGY_OT_again,
     generate.EFFIGY_OT_bring,
     generate.EFFIGY_OT_dismiss,

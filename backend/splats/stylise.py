@@ -197,7 +197,8 @@ def stylise(
     """
     loop = _Loop(start, teachers, settings, context, key)
     loop.resume()
-    return loop.run()
+    with context.finishable():
+        return loop.run()
 
 
 @dataclass

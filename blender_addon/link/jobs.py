@@ -28,6 +28,7 @@ from ..shared.protocol import (
     Cancelling,
     Failed,
     File,
+    Finishable,
     Preview,
     Progress,
     Result,
@@ -78,6 +79,8 @@ class Job:
         files: What the result consists of, checked.
         resume: Take over what an interrupted run left.
         attempts: How often it was given to the backend.
+        finishable: It could end early with what it has.
+        finishing: That was asked for.
         title: What people call the job: the photo's own name without its ending; may be empty.
     """
 
@@ -104,6 +107,8 @@ class Job:
     resume: bool = False
     attempts: int = 0
     title: str = ""
+    finishable: bool = False
+    finishing: bool = False
 
     def elapsed_s(self, now: float) -> float:
         """How long it has been running, or ran."""
@@ -214,6 +219,13 @@ class JobQueue:
         else:
             self._end(job_id, "cancelled")
 
+    def finish(self, job_id: str) -> None:
+        """Let a running job end early with what it has."""
+        job = self._jobs.get(job_id)
+        if job is not None and job_id == self._active and job.status == "running":
+            self._set(job_id, finishing=True)
+            self.process.finish(job_id)
+
     def again(self, job_id: str) -> None:
         """Start an ended job again; it goes on where it stopped."""
         job = self._jobs.get(job_id)
@@ -313,6 +325,8 @@ class JobQueue:
                 self._set(job_id, preview=job.folder / message.file)
         elif isinstance(message, protocol.Warning):
             self._set(job_id, warnings=tuple(dict.fromkeys([*job.warnings, message.text])))
+        elif isinstance(message, Finishable):
+            self._set(job_id, finishable=message.possible)
         elif isinstance(message, Accepted | Cancelling):
             pass
         elif isinstance(message, TERMINAL):

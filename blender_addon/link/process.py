@@ -28,6 +28,7 @@ from ..shared.protocol import (
     ClientMessage,
     Error,
     Failed,
+    Finish,
     Hello,
     LineSplitter,
     Ping,
@@ -162,6 +163,13 @@ class BackendProcess:
         if self._link is not None and job_id in self._open and self._open[job_id] is None:
             self._open[job_id] = self._clock()
             self._link.send(Cancel(job_id))
+
+    def finish(self, job_id: str) -> None:
+        """Ask a job to end early with what it has; nothing forces it. Unknown and cancelled jobs are ignored."""
+        known = self._link is not None and job_id in self._open and self._open[job_id] is None
+        older = self.hello is not None and self.hello.protocol.split(".")[:2] == ["1", "0"]
+        if known and not older and self._link is not None:
+            self._link.send(Finish(job_id))
 
     def shutdown(self) -> None:
         """Ask the process to end; `poll` takes care that it does."""

@@ -81,6 +81,20 @@ class EFFIGY_OT_cancel(_JobOperator, bpy.types.Operator):
         return {"FINISHED"}
 
 
+class EFFIGY_OT_finish(_JobOperator, bpy.types.Operator):
+    """Stop improving this job's result and keep it as the picture shows it."""
+
+    bl_idname = "effigy.finish"
+    bl_label = "Finish Now"
+
+    def execute(self, context: bpy.types.Context) -> set[str]:
+        """Ask for it; the avatar comes as usual."""
+        queue = session.current().queue
+        if queue is not None:
+            queue.finish(self.job_id)
+        return {"FINISHED"}
+
+
 class EFFIGY_OT_again(_JobOperator, bpy.types.Operator):
     """Start this job again; it goes on where it stopped."""
 

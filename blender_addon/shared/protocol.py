@@ -1,7 +1,7 @@
 """The messages between Blender and the backend: one JSON object per line over two pipes, the only definition of them.
 
-Client to backend: Run, Cancel, Ping, Shutdown. Backend to client: the rest. Every job that is `Accepted` ends in
-exactly one of `Result`, `Failed` and `Cancelled`. Unknown fields are ignored, so that a newer side may add some; an
+Client to backend: Run, Cancel, Finish, Ping, Shutdown. Backend to client: the rest. Every job that is `Accepted` ends
+in exactly one of `Result`, `Failed` and `Cancelled`. Unknown fields are ignored, so that a newer side may add some; an
 unknown type raises `UnknownTypeError`. Arrays never travel here: they are files of the job's folder, named relative to
 it. Standard library only.
 """
@@ -15,8 +15,8 @@ from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from typing import Any, Literal, TypeAlias, cast, get_args, get_origin, get_type_hints
 
-PROTOCOL = "1.0"
-"""Major and minor: another major is refused at hello, another minor works."""
+PROTOCOL = "1.1"
+"""Major and minor: another major is refused at hello, another minor works. 1.1 brought Finish and Finishable."""
 
 MAX_LINE_BYTES = 1024 * 1024
 """A longer line is answered with an error and skipped without being kept."""
@@ -71,6 +71,16 @@ class Run:
 @dataclass(frozen=True)
 class Cancel:
     """Stop a job, whether it waits or runs."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    """End what a job is improving, and go on with what there is; it still ends in `Result`.
+
+    Meant for a job that is `Finishable`. One that is not yet takes the wish to its loop; one without a loop ignores it.
+    """
 
     job_id: str
 
@@ -181,6 +191,19 @@ class Warning:
 
 
 @dataclass(frozen=True)
+class Finishable:
+    """Whether a job could end early with what it has, from now on.
+
+    Attributes:
+        job_id: The job.
+        possible: It is in a loop that makes its result better; False when the loop has ended.
+    """
+
+    job_id: str
+    possible: bool
+
+
+@dataclass(frozen=True)
 class Cancelling:
     """The wish to cancel has arrived; `Cancelled` follows when the work has stopped."""
 
@@ -254,7 +277,7 @@ class Retiring:
     reason: str
 
 
-ClientMessage: TypeAlias = Run | Cancel | Ping | Shutdown
+ClientMessage: TypeAlias = Run | Cancel | Finish | Ping | Shutdown
 BackendMessage: TypeAlias = (
     Hello
     | Capabilities
@@ -262,6 +285,7 @@ BackendMessage: TypeAlias = (
     | Progress
     | Preview
     | Warning
+    | Finishable
     | Cancelling
     | Result
     | Failed

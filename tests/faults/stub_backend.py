@@ -65,6 +65,11 @@ def _loop(request: StubRequest, start: object, context: object) -> object:
     if kept:
         first, values = kept.step, kept.arrays["values"]
         generator.bit_generator.advance(int(kept.arrays["drawn"]))
+    if request.trouble == "finishable":
+        with context.finishable():
+            while not context.finish_asked:
+                context.progress("loop", 1, 2, "as long as it takes")
+                time.sleep(0.01)
     for step in range(first, request.steps):
         if step == request.steps // 2:
             _go_wrong(request.trouble, context)
@@ -82,7 +87,7 @@ def _go_wrong(trouble: str, context: object) -> None:
     import numpy as np
 
     match trouble:
-        case "" | "fill" | "warn":
+        case "" | "fill" | "warn" | "finishable":
             pass
         case "print":
             print("printed on stdout", flush=True)

@@ -177,6 +177,20 @@ def test_07_ids_that_are_used_unknown_or_over(client: Client) -> None:
     assert len(client.terminals("one")) == len(client.terminals("two")) == 1
 
 
+def test_07_a_job_that_improves_itself_ends_early_with_what_it_has(client: Client) -> None:
+    client.run("one", steps=1, trouble="finishable")
+    client.run("two", steps=1, trouble="finishable")
+    assert client.wait("finishable", job_id="one")["possible"] is True
+    client.send(type="finish", job_id="two")  # waits: it takes the wish along
+    client.send(type="finish", job_id="nobody")
+    assert "no such job" in client.wait("error", job_id="nobody")["text"]
+    client.send(type="finish", job_id="one")
+    assert client.wait_end("one")["type"] == client.wait_end("two")["type"] == "result"
+    assert [m["possible"] for m in client.messages if m["type"] == "finishable"][:2] == [True, False]
+    client.send(type="finish", job_id="one")
+    assert "ended already" in client.wait("error", job_id="one")["text"]
+
+
 @pytest.mark.parametrize("seed", [1, 2])
 def test_07_one_end_per_job_whatever_the_order(client: Client, seed: int) -> None:
     rng = random.Random(seed)

@@ -224,6 +224,20 @@ def test_08_cancel_before_during_and_after(queue: JobQueue, photo: Path) -> None
     assert state(queue, after).status == "done"
 
 
+def test_08_finish_keeps_what_there_is(queue: JobQueue, photo: Path) -> None:
+    job_id = queue.submit("stub", {"steps": 1, "trouble": "finishable"}, photo)
+    waiting = queue.submit("stub", {"steps": 1}, photo)
+    queue.finish(waiting)
+    tick_until(queue, lambda: state(queue, job_id).finishable, "the loop")
+    assert not state(queue, job_id).finishing and not state(queue, waiting).finishing
+    queue.finish(job_id)
+    assert state(queue, job_id).finishing and state(queue, job_id).status == "running"
+    done = run_to_end(queue, job_id, waiting)
+    assert [job.status for job in done] == ["done", "done"] and not state(queue, job_id).finishable
+    queue.finish(job_id)
+    queue.finish("nobody")
+
+
 @pytest.mark.parametrize("trouble", ["stuck", "stop"])
 def test_08_09_cancel_of_what_does_not_listen(queue: JobQueue, photo: Path, trouble: str) -> None:
     job_id = queue.submit("stub", {"steps": 4, "trouble": trouble}, photo)
