@@ -11,7 +11,7 @@ import importlib
 
 from backend.benches.measuring import Bench
 
-AREAS = ("raster", "formats", "blender", "guidance", "diffusion")
+AREAS = ("raster", "formats", "blender", "guidance", "diffusion", "persona")
 
 
 def all_benches() -> dict[str, Bench]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,7 +15,7 @@ from backend.context import Context
 from backend.human.skin_field import FIRST_FINGER
 from backend.splats.perceptual import PerceptualLoss
 from backend.splats.persona import PersonaAvatar
-from backend.splats.persona_drawing import draw_frame
+from backend.splats.persona_drawing import Drawer, draw_frame, drawn_together
 from backend.splats.persona_losses import PersonaWeights, TrainingFrame, frame_terms, left_out, side_of, total
 from backend.splats.persona_smoothness import Smoothness
 from backend.splats.persona_targets import PersonaFrames
@@ -208,9 +208,18 @@ class Learner:
         frames: Sequence[TrainingFrame],
         settings: PersonaSettings,
         perceptual: PerceptualLoss | None,
+        drawer: Drawer = drawn_together,
+        mark: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """Begin with no corrections; the arguments are those of `optimise_persona`."""
+        """Begin with no corrections.
+
+        Args:
+            avatar, frames, settings, perceptual: See `optimise_persona`.
+            drawer: How the pictures of a frame are drawn.
+            mark: Is told the name of each part of a step when it is done, for measuring.
+        """
         self.avatar, self.frames, self.settings, self.perceptual = avatar, frames, settings, perceptual
+        self.drawer, self.mark = drawer, mark
         self.corrections = PoseCorrections(len(frames)).to(avatar.points_m.device)
         self.smoothness = Smoothness(avatar).to(avatar.points_m.device)
         self.modules = nn.ModuleDict({"avatar": avatar, "corrections": self.corrections})
@@ -241,19 +250,26 @@ class Learner:
             group["lr"] = 0.1 * rate if late else rate
         # Frames that are not looked at have no gradient at all, so that Adam leaves their corrections alone.
         self.adam.zero_grad(set_to_none=True)
+        self.mark("frame")
         loss = self.loss(frame)
         loss.backward()
+        self.mark("backward")
         self.adam.step()
+        self.mark("Adam")
         return loss.detach()
 
     def loss(self, frame: TrainingFrame) -> Tensor:
         """All terms of a frame and of the Gaussians themselves."""
         weights = self.settings.weights
         posed = self.avatar.pose(frame.pose, frame.translation_m, frame.actions)
-        drawing = draw_frame(self.avatar, posed, frame, side_of(frame, weights))
+        self.mark("pose and field")
+        drawing = draw_frame(self.avatar, posed, frame, side_of(frame, weights), self.drawer)
+        self.mark("drawing")
         terms = frame_terms(frame, drawing, weights, self.perceptual)
         held = self.smoothness.terms(self.avatar, posed, weights)
-        return total(terms, frame.image) + total(held, frame.image)
+        loss = total(terms, frame.image) + total(held, frame.image)
+        self.mark("losses")
+        return loss
 
     def state(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, by name."""

@@ -371,7 +371,7 @@ def vertex_normals(points_m: Tensor, faces: Tensor) -> Tensor:
     total = torch.zeros_like(points_m)
     for corner in range(3):
         total = total.index_add(0, faces[:, corner], face)
-    return torch.nn.functional.normalize(total, dim=1, eps=1e-12)
+    return total / ((total * total).sum(1, keepdim=True) + 1e-24).sqrt()
 
 
 def part_colours(labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from backend.raster import Cameras
-from backend.splats.cloud_losses import depth_loss, l1_loss, mask_loss, normal_loss, photometric_loss
+from backend.splats.cloud_losses import depth_loss, l1_loss, mask_loss, photometric_loss
 from backend.splats.perceptual import PerceptualLoss
 from backend.splats.persona import PersonaAvatar, PosedPersona, part_colours, vertex_normals
 from backend.splats.persona_drawing import FrameDrawing, Pictures, draw_frame
@@ -212,11 +212,26 @@ def geometry_terms(frame: TrainingFrame, branch: Pictures, depth_weight: float) 
         depth = branch["depth"][0] / alpha.detach().clamp_min(1e-3)
         made["depth"] = depth_weight * depth_loss(depth, frame.depth, inside, "scale_invariant")
     if frame.normals is not None:
-        normals = branch["normals"]
-        made["normals"] = l1_loss(normals, frame.normals, inside) + normal_loss(normals, frame.normals, inside)
+        made["normals"] = normals_loss(branch["normals"], frame.normals, inside)
     if frame.labels is not None:
         made["parts"] = parts_loss(branch, frame.labels)
     return made
+
+
+def normals_loss(normals: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """L1 + 1 - cosine, a mean over the weights [H, W]; pixels without a target count as wrong as they are drawn.
+
+    Args:
+        normals: [3, H, W] drawn, of any length.
+        target: [3, H, W] unit, or zero where unknown: there the cosine does not count.
+        weight: [H, W].
+    """
+    # sums of squares rather than norms: torch's norms over planes are slow on a processor
+    length = ((normals * normals).sum(0) + 1e-12).sqrt()
+    aligned = (normals * target).sum(0) / length
+    known = (target * target).sum(0)
+    difference = (normals - target).abs().mean(0) + known * (1 - aligned)
+    return (difference * weight).sum() / weight.sum().clamp_min(1e-6)
 
 
 def parts_loss(branch: Pictures, labels: Tensor) -> Tensor:
