@@ -66,6 +66,10 @@ MOTIONS = 2
 
 HALF_PICTURES = "pictures of half the size"
 WEARING = ("person", "body", "personal", "dressed")
+NOT_WORTH_IT = (
+    "The avatar is made from the photo alone: without a graphics card a video takes days; choose Frames: generated "
+    "to wait for it"
+)
 MOST_FRAMES = 450
 """Of a user's motion; as long as one of ours."""
 
@@ -249,6 +253,8 @@ class _Path:
                 finally:
                     getattr(generator, "close", lambda: None)()
 
+            if self._request.frames == "auto" and context.device == "cpu":
+                return Part(None, (NOT_WORTH_IT,))
             return _part(work, context, economies=1)
 
         return run

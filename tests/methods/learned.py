@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from backend.context import Context, QuietSink
 from backend.diffusion.interfaces import PoseTrack, Source, VideoGenerator
@@ -18,15 +19,20 @@ from backend.human.frame_checks import DetectorNoise
 from backend.human.frame_targets import Helpers
 from backend.human.generated_motion import FrameSettings
 from backend.human.pose_tracks import PoseSequence, training_motions
-from backend.human.skin_field import FieldSettings
+from backend.human.skin_field import FieldSettings, diffuse
 from backend.methods.body import written
 from backend.methods.body_learned import LearnSettings, Tools, learned_stages
 from backend.perception.landmarks import PoseObservation
 from backend.perception.photo import Photo
 from backend.pipeline import Stage
+from backend.splats.avatar import build_avatar
 from backend.splats.bound import BoundSplats, Kind, bind_points
 from backend.splats.optimise_persona import PersonaSettings
+from backend.splats.persona import PersonaAvatar, make_template
+from backend.splats.persona_avatar import Carrier, bind_persona
+from backend.splats.persona_layer import OutlineLayer
 from backend.splats.pose_deformation import DeformationSettings
+from blender_addon.shared.avatar import write_bundle
 from blender_addon.shared.methods import BodyRequest
 from tests.human.oracle_subject import KnowingDetector, PinholeCamera, figure, subject, truly_shown
 from tests.oracles.video_defects import Defects, OracleVideo
@@ -131,6 +137,30 @@ def chain(tools: Tools, request: BodyRequest = REQUEST) -> list[Stage]:
     return [*learned_stages(request, tools), written(("persona",))]
 
 
+def random_bundle(folder: Path, controls: int = 8) -> None:
+    """A bundle whose network was never trained: its numbers are random, its displacements up to some centimetres."""
+    person = subject()
+    body, joints = person.body, person.personal.joints_m
+    template = make_template(
+        person.rest_m, body.triangles, body.twist.skin_weights, joints, twist=body.twist, regions=body.regions,
+        subdivisions=0,
+    )  # fmt: skip
+    outline = photo_only()
+    layer = OutlineLayer(outline.select(outline.kind == Kind.HAIR), person.rest_m, body.triangles)
+    torch.manual_seed(3)
+    avatar = PersonaAvatar(
+        template, diffuse(template.points_m, template.weights, SMALL.weights), np.full((len(template), 3), 0.5),
+        SMALL.deformation, layer=layer,
+    )  # fmt: skip
+    torch.nn.init.normal_(avatar.deformation.layers[-1].weight, std=0.5)  # type: ignore[arg-type]
+    poses = np.concatenate([motion.poses for motion in few_motions(joints, 20)]).astype(np.float64)
+    carrier = Carrier(person.rest_m, body.triangles, body.outer)
+    bound = bind_persona(avatar, carrier, outline, poses, controls, Context.quiet())
+    cloud, made = build_avatar(body, person.personal, np.zeros(20), person.rest_m, bound.splats)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bundle(folder, cloud, replace(made, controls=bound.controls()))
+
+
 @dataclass
 class Heard(QuietSink):
     """Remembers what was said."""
@@ -152,4 +182,4 @@ class Heard(QuietSink):
         self.warnings.append(text)
 
 
-__all__: Sequence[str] = ("KnownVideo", "VideoGenerator", "chain", "photo_only", "values")
+__all__: Sequence[str] = ("KnownVideo", "VideoGenerator", "chain", "photo_only", "random_bundle", "values")
