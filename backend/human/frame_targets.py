@@ -39,6 +39,9 @@ its Sobel filter on canonical places)."""
 SEAM_SHARE = 0.015
 """Half width of the band about it, of the person's size (released code)."""
 
+FACE_SEAM_SHARE = 0.06
+"""The same on the face patch, of the patch's part of the person (released code)."""
+
 SHADE_SMOOTH = 0.02
 """Over which light is averaged before it is taken out, of the root of the person's area."""
 
@@ -252,6 +255,7 @@ def pack(
     estimators: Sequence[SurfaceEstimator],
     parser: Parser | None,
     context: Context,
+    seam_share: float = SEAM_SHARE,
 ) -> PackedFrame:
     """All targets of one picture.
 
@@ -262,6 +266,7 @@ def pack(
         estimators: Of normals and depth; empty takes both from the proxy.
         parser: Of labels; None takes the proxy's.
         context: For cancelling.
+        seam_share: Half width of the seam band, see `seam_band`.
     """
     context.raise_if_cancelled()
     view = picture.proxy(subject)
@@ -280,7 +285,7 @@ def pack(
         depth_steps=steps,
         nearest_m=nearest,
         normals=np.round(127 * normals).astype(np.int8),
-        seam=seam_band(view, subject, labels, picture.mask) if picture.captured else None,
+        seam=seam_band(view, subject, labels, picture.mask, seam_share) if picture.captured else None,
         pose=np.asarray(picture.pose, np.float32),
         translation_m=np.asarray(picture.translation_m, np.float32),
         actions=np.asarray(picture.actions, np.float32),
@@ -381,8 +386,18 @@ def spread_labels(labels: np.ndarray, view: MeshView, mask: np.ndarray) -> np.nd
     return np.where(mask > 0.5, made, np.uint8(Label.NONE))
 
 
-def seam_band(view: MeshView, subject: Subject, labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Bool [H, W]: a band about the borders of what the photo sees of the body, without the face."""
+def seam_band(
+    view: MeshView, subject: Subject, labels: np.ndarray, mask: np.ndarray, share: float = SEAM_SHARE
+) -> np.ndarray:
+    """Bool [H, W]: a band about the borders of what the photo sees of the body, without the face.
+
+    Args:
+        view: The proxy in the picture.
+        subject: Who it is.
+        labels: [V] of the proxy.
+        mask: [H, W] of the person.
+        share: Half width of the band, of the height that the proxy covers.
+    """
     covered = view.nearest.covered
     rows, columns = np.nonzero(covered)
     place = np.full((*covered.shape, 3), 1e3)  # far from any body, so that the outline is a border too
@@ -399,7 +414,7 @@ def seam_band(view: MeshView, subject: Subject, labels: np.ndarray, mask: np.nda
         border[tuple(back)] |= jump
     face = np.zeros(covered.shape, bool)
     face[covered] = face_vertices(subject, labels)[view.triangles[view.nearest.triangle[covered], 0]]
-    radius = max(1, round(SEAM_SHARE * float(np.ptp(rows)))) if len(rows) else 1
+    radius = max(1, round(share * float(np.ptp(rows)))) if len(rows) else 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     band = cv2.dilate((border & ~face).astype(np.uint8), disc) > 0
     return band & ~face & (mask > 0)

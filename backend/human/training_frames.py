@@ -17,6 +17,7 @@ import numpy as np
 from backend.diffusion.interfaces import VideoGenerator
 from backend.human.first_texture import FirstTexture, first_texture
 from backend.human.frame_targets import (
+    FACE_SEAM_SHARE,
     FrameStore,
     Helpers,
     PackedFrame,
@@ -205,7 +206,8 @@ def _face_patch(
     mask = cv2.warpAffine(person.mask, matrix, (size, size), flags=cv2.INTER_LINEAR)
     photo = photo_of(subject)
     camera = photo.camera.cropped(float(corner[0]), float(corner[1]), side, size)
-    return pack(replace(photo, image=crop, mask=np.clip(mask, 0, 1), camera=camera), subject, labels, (), None, context)
+    patch = replace(photo, image=crop, mask=np.clip(mask, 0, 1), camera=camera)
+    return pack(patch, subject, labels, (), None, context, FACE_SEAM_SHARE)
 
 
 __all__ = ["TrainingSet", "training_frames", "training_set"]

@@ -214,7 +214,10 @@ class Learner:
         """Begin with no corrections.
 
         Args:
-            avatar, frames, settings, perceptual: See `optimise_persona`.
+            avatar: See `optimise_persona`, as for the next three.
+            frames: Captured and generated.
+            settings: How.
+            perceptual: The perceptual term, or None.
             drawer: How the pictures of a frame are drawn.
             mark: Is told the name of each part of a step when it is done, for measuring.
         """

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MARGIN_PX = 6
 """Of background that stays round a person: outlines are soft, and SSIM looks three pixels far."""
 
+FAINT = 0.02
+"""A mask below it is no person."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -183,7 +186,7 @@ def cropped(frame: TrainingFrame, margin_px: int = MARGIN_PX) -> TrainingFrame:
     Pixels cost as much where nothing is; the losses are means, so that a crop changes their weight against the terms
     on the Gaussians alike for all frames.
     """
-    rows, columns = (torch.nonzero((frame.mask > 0).any(axis))[:, 0] for axis in (1, 0))
+    rows, columns = (torch.nonzero((frame.mask > FAINT).any(axis))[:, 0] for axis in (1, 0))
     if not len(rows):
         return frame
     height, width = frame.mask.shape
