@@ -9,7 +9,8 @@ is in it, each with a strength that starts at zero:
 - `face_bias`: that share of the pictures of any side shows the front. What a text says about the side cannot undo it,
   and a face grows on the back of the head.
 
-`Portraits` is conditioned as Stable Diffusion with a face adapter is: text (style and side), tokens of an identity.
+`Portraits` is conditioned as Stable Diffusion with a face adapter and one control network is: text (style and side),
+tokens of an identity, and a drawing of where the face's marks shall be.
 `FourViews` stands for MVDream: text and four cameras, no identity, unbiased, one head in all four views.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -33,9 +35,11 @@ from tests.oracles.portrait_heads import (
     Head,
     colours,
     draw_traits,
+    focal_px,
     make_head,
     over_ground,
     picture,
+    world_to_camera,
 )
 
 SIZE_PX, BLOCK_PX = 64, 4
@@ -44,11 +48,22 @@ AZIMUTHS = 36
 """Pictures around a head, ten degrees apart."""
 
 VIEWS = 4
-IDENTITY_WIDTH = 0.7
+MARKS = np.array(
+    [[-0.15, 0.035, 0.40], [0.15, 0.035, 0.40], [0.0, -0.12, 0.49], [-0.12, -0.285, 0.36], [0.12, -0.285, 0.36]]
+)
+"""Both eyes, the nose and the corners of the mouth on the mean head: what the control network wants to see drawn."""
+
+FACE_DEG = 10.0
+"""How far from the very front the faces are that no text can undo, standard deviation."""
+
+MARK_PX, CONTROL_WIDTH = 2.5, 2.0
+"""How wide a drawn mark is, and how far a picture's own marks may be from the drawing at a scale of 1."""
+
+IDENTITY_WIDTH = 0.35
 """How far from the wanted identity a picture may be, per number, at an adapter's scale of 1."""
 
-UNSAID = 1e-3
-"""Share of the pictures of each other style under a style's name."""
+UNSAID = 1e-12
+"""Share of the pictures of each other style under a style's name: a text is obeyed whatever a picture looks like."""
 
 DIRECTIONS = 48
 FLOOR = 0.15
@@ -178,6 +193,40 @@ def side_shares(azimuths_deg: Tensor) -> Tensor:
     return shares / shares.sum(1, keepdim=True)
 
 
+def _fronts(count: int) -> Tensor:
+    """Shares [1, A] of the pictures that show a face whatever the text says of the side."""
+    off = (torch.arange(count) * 360.0 / count + 180) % 360 - 180
+    shares = torch.exp(-0.5 * (off / FACE_DEG) ** 2)
+    return (shares / shares.sum())[None]
+
+
+def draw_marks(w2c: np.ndarray, focal: float, size_px: int = SIZE_PX) -> Tensor:
+    """What the control network wants to see of one view: [3, H, W] with the eyes red, the nose green, the mouth blue.
+
+    Args:
+        w2c: [4, 4] world to camera, OpenCV axes.
+        focal: Focal length, pixels of the picture.
+        size_px: Side.
+    """
+    local = MARKS @ w2c[:3, :3].T + w2c[:3, 3]
+    at = local[:, :2] / local[:, 2:] * focal + size_px / 2
+    rows, columns = np.mgrid[0:size_px, 0:size_px] + 0.5
+    width = MARK_PX * size_px / SIZE_PX
+    spots = np.exp(-((columns - at[:, :1, None]) ** 2 + (rows - at[:, 1:, None]) ** 2) / (2 * width**2))
+    return torch.from_numpy(np.stack([spots[:2].sum(0), spots[2], spots[3:].sum(0)])).float().clamp(0, 1)
+
+
+@cache
+def _drawn_marks() -> Tensor:
+    """Of all pictures in the bank [A E, D]: by azimuth, then elevation."""
+    drawn = [
+        draw_marks(world_to_camera(azimuth, elevation), focal_px(SIZE_PX)).flatten()
+        for azimuth in np.arange(AZIMUTHS) * 360.0 / AZIMUTHS
+        for elevation in ELEVATIONS_DEG
+    ]
+    return torch.stack(drawn)
+
+
 # ---- the models ------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +320,7 @@ class Portraits:
         said = text[:, styles:]
         share = said / said.sum(1, keepdim=True).clamp_min(1e-9)
         view = torch.where(said.sum(1, keepdim=True) > 1e-6, share @ sides, torch.full((1, azimuths), 1 / azimuths))
-        view = ((1 - self.face_bias) * view + self.face_bias * sides[:1]).clamp_min(1e-12).log()
+        view = ((1 - self.face_bias) * view + self.face_bias * _fronts(azimuths)).clamp_min(1e-12).log()
         person = torch.zeros(len(text), heads)
         if conditions.image_tokens is not None:
             token = conditions.image_tokens[:, 0].float()
@@ -279,7 +328,8 @@ class Portraits:
             scale = torch.as_tensor(conditions.image_scale, dtype=torch.float32).expand(len(text))[:, None]
             person = -token[:, -1:] * scale * apart / (2 * IDENTITY_WIDTH**2)
         logs = person[:, :, None, None] + style[:, None, :, None] + view[:, None, None, :]
-        return logs[..., None].expand(*logs.shape, elevations).flatten(1)
+        place = _control_logs(conditions, len(text)).unflatten(1, (azimuths, elevations))
+        return (logs[..., None] + place[:, None, None]).flatten(1)
 
 
 class FourViews:
@@ -342,6 +392,18 @@ class FourViews:
         middle = torch.stack([share @ rows for share, rows in zip(shares, items, strict=True)])
         clean = self._kernels.clean(flat, middle, a, s)
         return ((flat - a * clean) / s).reshape(noisy.shape).to(noisy)
+
+
+def _control_logs(conditions: Conditions, count: int) -> Tensor:
+    """Logarithm [B, A E] of what a drawing of marks, if there is one, says about the side; without marks nothing."""
+    if not conditions.control_images:
+        return torch.zeros(count, AZIMUTHS * len(ELEVATIONS_DEG))
+    image = conditions.control_images[0].float()
+    if image.shape[-1] != SIZE_PX:
+        image = functional.interpolate(image, (SIZE_PX, SIZE_PX), mode="area")
+    scale = torch.as_tensor(conditions.control_scales[0], dtype=torch.float32).expand(count)[:, None]
+    apart = torch.cdist(image.flatten(1), _drawn_marks()).square()
+    return -scale * (image.amax((1, 2, 3)) > 0.1).float()[:, None] * apart / (2 * CONTROL_WIDTH**2)
 
 
 def _style_logs(said: Tensor) -> Tensor:
