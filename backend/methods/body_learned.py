@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 from backend.context import Context
 from backend.diffusion.chosen import video_generator
@@ -70,6 +71,9 @@ NOT_WORTH_IT = (
     "The avatar is made from the photo alone: without a graphics card a video takes days; choose Frames: generated "
     "to wait for it"
 )
+NEIGHBOURS = 4
+"""Gaussians of the photo-only path that give a point of the body its first colour."""
+
 MOST_FRAMES = 450
 """Of a user's motion; as long as one of ours."""
 
@@ -347,13 +351,37 @@ class _Path:
         beside = matched.select(np.isin(matched.kind, OUTLINE))
         layer = OutlineLayer(beside, subject.rest_m, subject.body.triangles) if len(beside) else None
         labels = mixed(vertex_labels(subject), template.mix)
+        colours, own = first_colours(subject, template, matched, targets.texture)
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
             made = PersonaAvatar(
-                template, weights, targets.texture.colours, settings.deformation, settings.persona.requery_every,
-                own_colours=targets.texture.own_colours, labels=labels, layer=layer,
+                template, weights, colours, settings.deformation, settings.persona.requery_every, own_colours=own,
+                labels=labels, layer=layer,
             )  # fmt: skip
         return made.to(context.device)
+
+
+def first_colours(
+    subject: Subject, template: Template, matched: BoundSplats, texture: FirstTexture
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours [N, 3] that learning begins with, for all frames and for generated ones alone.
+
+    Where the photo shows a point, and where no frame does, they are the photo-only path's; elsewhere the video's.
+    """
+    rest = np.asarray(subject.rest_m, np.float64)
+    body = matched.select(~np.isin(matched.kind, OUTLINE))
+    if not len(body):
+        return texture.colours, texture.own_colours
+    places = body.posed(rest, rest, subject.body.triangles).positions_m
+    count = min(NEIGHBOURS, len(body))
+    distance, near = cKDTree(places).query(template.points_m, k=count)
+    shares = 1 / np.maximum(distance.reshape(-1, count), 1e-4)
+    shares /= shares.sum(1, keepdims=True)
+    photo = np.einsum("nk,nkc->nc", shares, body.colours[near.reshape(-1, count)])
+    seen = texture.generated[:, None]
+    share = np.where(seen, texture.from_photo[:, None], 1.0)
+    colours = share * photo + (1 - share) * texture.colours
+    return colours.astype(np.float32), np.where(seen, texture.own_colours, photo).astype(np.float32)
 
 
 def _perceptual(settings: PersonaSettings, models: Folders, context: Context) -> PerceptualLoss:

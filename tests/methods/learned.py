@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 
 from backend.context import Context, QuietSink
 from backend.diffusion.interfaces import PoseTrack, Source, VideoGenerator
 from backend.human.dress import Dressed
+from backend.human.first_texture import first_texture
 from backend.human.frame_checks import DetectorNoise
 from backend.human.frame_targets import Helpers
-from backend.human.generated_motion import FrameSettings
+from backend.human.generated_motion import FrameSettings, photo_of
 from backend.human.pose_tracks import PoseSequence, training_motions
 from backend.human.skin_field import FieldSettings, diffuse
 from backend.methods.body import written
@@ -100,20 +103,23 @@ class KnownVideo:
         return Tools(lambda *_: self, lambda *_: Helpers(self), few_motions, settings)
 
 
+@lru_cache(maxsize=1)
 def photo_only() -> BoundSplats:
-    """What the photo-only path might have made: a Gaussian per tenth triangle of the body, and hair."""
+    """What the photo-only path might have made: a Gaussian per third triangle, coloured by the photo, and hair."""
     person = subject()
     body, rest = person.body, np.asarray(person.rest_m, np.float64)
-    rows = np.flatnonzero(body.outer[body.triangles].all(1))[::10]
+    rows = np.flatnonzero(body.outer[body.triangles].all(1))[::3]
     bary = np.full((len(rows), 3), 1 / 3)
     foot = rest[body.triangles[rows]].mean(1)
     turns = np.repeat(np.eye(3)[None], len(rows), 0)
     offsets, rotations = bind_points(foot, turns, rows, bary, rest, body.triangles)
-    crown = foot[:, 1] > np.percentile(foot[:, 1], 96)
     n = len(rows)
+    mix = csr_matrix((bary.ravel(), (np.repeat(np.arange(n), 3), body.triangles[rows].ravel())), (n, len(rest)))
+    colours = first_texture(person, mix, [photo_of(person)], []).colours
+    hair = foot[:, 1] > np.percentile(foot[:, 1], 98)
     return BoundSplats(
-        rows, bary, offsets + crown[:, None] * [0, 0, 0.01], rotations, np.full((n, 3), 0.01), np.full(n, 0.99),
-        np.full((n, 3), 0.4), np.ones(n), np.where(crown, Kind.HAIR, Kind.CLOTH), np.ones(n), np.ones(n), np.zeros(n),
+        rows, bary, offsets + hair[:, None] * [0, 0, 0.01], rotations, np.full((n, 3), 0.01), np.full(n, 0.99),
+        colours, np.ones(n), np.where(hair, Kind.HAIR, Kind.CLOTH), np.ones(n), np.ones(n), np.zeros(n),
     )  # fmt: skip
 
 
