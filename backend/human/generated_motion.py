@@ -215,8 +215,9 @@ def check_motion(
     settings, notes = settings or FrameSettings(), TargetNotes()
     notes.made_by["generated frames"] = ", ".join(made.sources)
     found: list[PoseObservation | None] = []
+    look, judge = context.part(CHECK, 0, 50, 100), context.part(CHECK, 50, 100, 100)
     for number, frame in enumerate(made.frames):
-        context.progress(LOOK, number, len(made.frames), made.motion.name)
+        look.progress(LOOK, number, len(made.frames), made.motion.name)
         found.append(helpers.detector.detect(frame))
     poses, shifts, reasons, readings, numbers = _corrected(subject, made, found, helpers, settings)
     masks = _masks(made, found, helpers.matting(), context, notes)
@@ -224,7 +225,7 @@ def check_motion(
     labels = vertex_labels(subject)
     parts = checks.look_parts(subject.body.skin_weights, face_vertices(subject, labels))
     for number, frame in enumerate(made.frames):
-        context.progress(CHECK, number, len(made.frames), made.motion.name)
+        judge.progress(CHECK, number, len(made.frames), made.motion.name)
         soft = masks[number].astype(np.float32) / 255
         shown = Pictured(frame, soft, made.camera, poses[number], shifts[number], made.motion.actions[number], False)
         view = shown.proxy(subject)

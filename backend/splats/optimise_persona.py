@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -27,6 +28,9 @@ ADAM_EPSILON = 1e-15
 
 FAST_STEPS = 1800
 """Of the preset "fast": about a fifth of the published ones."""
+
+PREVIEW_EVERY_S = 5.0
+"""Between two pictures for people."""
 
 LOOK_EVERY = 10
 """Steps between two looks at the loss: on a graphics card every look waits for all that is under way."""
@@ -174,9 +178,13 @@ def optimise_persona(
     first = kept.step if kept is not None else 0
     if kept is not None:
         learner.take_up(kept.arrays)
+    shown = time.monotonic()
     for step in range(first, len(order)):
         loss = learner.step(int(order[step]), late=step >= settings.drop_at * len(order))
         done = step + 1
+        if time.monotonic() - shown > PREVIEW_EVERY_S:
+            context.preview(beside(avatar, frames[int(order[step])]))
+            shown = time.monotonic()
         if done % LOOK_EVERY == 0 or done == len(order):
             if not np.isfinite(value := float(loss)):
                 raise FloatingPointError(f"the loss is {value} at step {step}")
@@ -185,6 +193,16 @@ def optimise_persona(
         if context.checkpoint.due() and done < len(order):
             context.checkpoint.save(STAGE, done, learner.state(), key)
     return learner.corrections
+
+
+@torch.no_grad()
+def beside(avatar: PersonaAvatar, frame: TrainingFrame) -> np.ndarray:
+    """A frame and the avatar in its pose, side by side: uint8 [H, 2 W, 3]."""
+    asked = avatar.asked
+    posed = avatar.pose(frame.pose, frame.translation_m, frame.actions)
+    avatar.asked = asked  # a look changes nothing about the steps that follow
+    both = torch.cat([frame.image, avatar.picture(posed, frame.cameras)], 2)
+    return (255 * both.clamp(0, 1)).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def terms_left_out(
@@ -277,7 +295,7 @@ class Learner:
     def state(self) -> dict[str, np.ndarray]:
         """All that the next step depends on, by name."""
         made = {f"value {name}": _array(leaf) for name, leaf in self.modules.named_parameters()}
-        names = {leaf: name for name, leaf in self.modules.named_parameters()}
+        names: dict[Tensor, str] = {leaf: name for name, leaf in self.modules.named_parameters()}
         for leaf, moments in self.adam.state.items():
             made |= {f"{moment} {names[leaf]}": _array(value) for moment, value in moments.items()}
         weights, calls = self.avatar.asked
