@@ -113,7 +113,7 @@ def make_scene(settings: PersonaSettings, frames: int, device: str, height_px: i
     )  # fmt: skip
     truth = truth.to(device)
     with torch.no_grad():
-        truth.mean_offsets_m += _bulges(truth)
+        truth.mean_offsets_m.add_(_bulges(truth))
         for weight in truth.deformation.layers[-1].parameters():
             weight.normal_(0, 0.3)  # what folds there are follows the pose somehow
     motions = training_motions(joints)

@@ -171,6 +171,23 @@ class PosedPersona:
 class PersonaAvatar(nn.Module):
     """What is learned of a person."""
 
+    points_m: Tensor
+    joints_m: Tensor
+    surface_weights: Tensor
+    action_offsets_m: Tensor
+    movers: Tensor
+    network_points_m: Tensor
+    listens: Tensor
+    faces: Tensor
+    own_weights: Tensor
+    first_scales_m: Tensor
+    first_colours: Tensor
+    in_face: Tensor
+    in_eyes: Tensor
+    in_hands: Tensor
+    layer: OutlineLayer | None
+    layer_part_logits: nn.Parameter | None
+
     def __init__(
         self,
         template: Template,

@@ -50,6 +50,19 @@ class PosedLayer:
 class OutlineLayer(nn.Module):
     """What is learned of Gaussians that hang on the proxy's triangles."""
 
+    corners: Tensor
+    faces: Tensor
+    owner: Tensor
+    feet: Tensor
+    bary: Tensor
+    offsets_m: Tensor
+    own_rotations: Tensor
+    own_scales_m: Tensor
+    opacities: Tensor
+    frames: Tensor
+    sizes: Tensor
+    first_colours: Tensor
+
     def __init__(
         self, splats: BoundSplats, rest_m: np.ndarray, triangles: np.ndarray, labels: np.ndarray | None = None
     ) -> None:

@@ -31,6 +31,16 @@ class Smoothness(nn.Module):
     taken relative to the template's; elsewhere it is absolute, as in the released code.
     """
 
+    stiff: Tensor
+    body: Tensor
+    loose: Tensor
+    counted: Tensor
+    template_bend: Tensor
+    hand_edges: Tensor
+    hands: Tensor
+    mouth: Tensor
+    lips: Tensor
+
     def __init__(self, avatar: PersonaAvatar) -> None:
         """Take the template's mesh."""
         super().__init__()
@@ -109,6 +119,9 @@ class Smoothness(nn.Module):
 class _Operator(nn.Module):
     """A sparse Laplacian and its transpose, as fast as they multiply."""
 
+    matrix: Tensor
+    transposed: Tensor
+
     def __init__(self, laplacian: Laplacian) -> None:
         super().__init__()
         matrix = laplacian.matrix.float()
@@ -135,8 +148,8 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, incoming: Tensor) -> tuple[None, None, Tensor]:
-        return None, None, ctx.transposed @ incoming
+    def backward(ctx: Any, *incoming: Any) -> tuple[None, None, Tensor]:
+        return None, None, ctx.transposed @ incoming[0]
 
 
 def _edges(triangles: np.ndarray) -> np.ndarray:
