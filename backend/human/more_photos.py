@@ -41,11 +41,13 @@ class FurtherPhoto:
 
     Attributes:
         picture: As a captured frame. fit: Pose and camera. warnings: For the artist, a line each.
+        labels: uint8 [H, W] of `Label`, of its pixels.
     """
 
     picture: Pictured
     fit: BodyFit
     warnings: tuple[str, ...]
+    labels: np.ndarray
 
 
 def with_fixed_shape(body: BodyModel, betas: np.ndarray) -> BodyModel:
@@ -85,7 +87,7 @@ def fit_further(
     warnings = [f"{name}: {line}" for line in (*person.warnings, *fit.warnings) if "face" not in line]
     if not alike:
         warnings.append(f"{name}: the clothes differ from those of the first photo; leave it out if it is another day.")
-    return FurtherPhoto(shown, fit, tuple(warnings))
+    return FurtherPhoto(shown, fit, tuple(warnings), person.labels)
 
 
 def fit_more_photos(

@@ -8,6 +8,7 @@ not, and a short optimisation against the photo. Where a video model is installe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from backend.human.fit import BodyFit, fit_body
 from backend.human.head import personalise_head
 from backend.human.model import BodyModel
 from backend.human.personal import Personal
+from backend.methods.body_completion import LiftNotes, completing_stages
 from backend.methods.photo_person import body_title, dress_person, load_body, match_photo, place_splats
 from backend.perception.people import Person, find_person
 from backend.perception.photo import Photo
@@ -54,11 +56,14 @@ def stages(request: BodyRequest, models: Weights) -> list[Stage]:
     Raises:
         UserError: Code 3 if generated frames are wanted and no video model is installed.
     """
+    complete, placed = completing_stages(request, models)
+    photo = photo_stages(complete, placed)
+    lift = tuple(name for stage in complete for name in stage.provides if name == "lift_notes")
     if not is_learned(request, models):
-        return [*photo_stages(), written(())]
+        return [*photo, written(lift)]
     from backend.methods.body_learned import learned_stages
 
-    return [*photo_stages(), *learned_stages(request), written(("persona",))]
+    return [*photo, *learned_stages(request), written(("persona", *lift))]
 
 
 def is_learned(request: BodyRequest, models: Weights) -> bool:
@@ -76,8 +81,8 @@ def is_learned(request: BodyRequest, models: Weights) -> bool:
     return False
 
 
-def photo_stages() -> list[Stage]:
-    """From the photo to Gaussians that match it."""
+def photo_stages(complete: Sequence[Stage] = (), placed: str = "splats") -> list[Stage]:
+    """From the photo to Gaussians that match it; `complete` are stages that turn "splats" into `placed` before."""
     return [
         Stage("Load the body", ("own_body",), ("body",), load_body, keep=False),
         Stage("Find the person", ("photo", "request"), ("person",), _find, version=2),
@@ -91,9 +96,10 @@ def photo_stages() -> list[Stage]:
             place_splats,
             version=3,
         ),
+        *complete,
         Stage(
             "Match the photo",
-            ("person", "body", "personal", "dressed", "held", "splats", "request"),
+            ("person", "body", "personal", "dressed", "held", placed, "request"),
             ("matched",),
             _match,
             version=2,
@@ -103,7 +109,7 @@ def photo_stages() -> list[Stage]:
 
 
 def written(more: tuple[str, ...]) -> Stage:
-    """The last stage; `more` names what the learned path provides."""
+    """The last stage; `more` names what the learned path and a lift provide."""
     needs = ("person", "body", "fit", "personal", "dressed", "matched", "request", "folder", *more)
     return Stage("Write the avatar", needs, ("outcome",), _write, keep=False)
 
@@ -143,8 +149,10 @@ def _write(
     folder: Path,
     *rest: Any,
 ) -> Outcome:
-    """`rest` is the learned path's `Part`, where it was taken, and the context."""
-    *part, context = rest
+    """`rest` is the learned path's `Part` and a lift's notes, where they were made, and the context."""
+    *more, context = rest
+    lift = next((value for value in more if isinstance(value, LiftNotes)), LiftNotes())
+    part = [value for value in more if not isinstance(value, LiftNotes)]
     learned: BoundPersona | None = part[0].value if part else None
     worn, wearer = dressed.body(body), dressed.wearer(personal)
     splats = matched if learned is None else learned.splats
@@ -154,7 +162,7 @@ def _write(
         avatar = replace(avatar, controls=learned.controls(scale))
     write_bundle(folder, cloud, avatar)
     write_contact_sheet(folder / "preview.png", person.image, cloud, avatar, context)
-    made_by = PHOTO_ONLY if learned is None else learned.made_by
+    made_by = (*(() if learned is None else learned.made_by), *lift.made_by) or PHOTO_ONLY
     return Outcome((*made_by, body_title(worn), "mediapipe 0.10.21 (Apache-2.0)"), _unused(request, bool(part)))
 
 
@@ -162,6 +170,7 @@ def _unused(request: BodyRequest, learned: bool) -> tuple[str, ...]:
     """What the request names and the photo-only path does not look at, a line each."""
     if learned:
         return ()
-    what = [name for name, files in (("further photos", request.photos), ("motions", request.motions)) if files]
+    if not request.motions:
+        return ()
     step = "they count where frames are generated: python -m backend models fetch wan-vace"
-    return tuple(f"The {name} were not used; {step}" for name in what)
+    return (f"The motions were not used; {step}",)

@@ -55,27 +55,59 @@ def split_for_detail(
     Returns:
         The Gaussians that stay, in their order, and then the parts of the others.
     """
+    rows = rows_for_detail(splats, posed, uncovered, splats.colour_gate, camera, image, where, settings)
+    return split_rows(splats, rows)[0]
+
+
+def rows_for_detail(
+    splats: BoundSplats,
+    posed: PosedSplats,
+    uncovered: np.ndarray,
+    gate: np.ndarray,
+    camera: PinholeCamera,
+    image: np.ndarray,
+    where: np.ndarray,
+    settings: DetailSettings = DetailSettings(),
+) -> np.ndarray:
+    """Which Gaussians are worth four, in ascending order.
+
+    Args as for `split_for_detail`, and gate: [N] 0..1, how freely each follows this picture.
+    """
     size_px = np.sqrt(posed.scales_m[:, 0] * posed.scales_m[:, 1]) * camera.fx
     size_px = size_px / np.maximum(camera.to_camera(posed.positions_m)[:, 2], 1e-6)
     uv = camera.project(posed.positions_m)
     inside = ((uv > 0) & (uv < [camera.width, camera.height])).all(axis=1)
     worth = inside & (size_px > settings.smallest_px) & (uncovered > settings.least_uncovered)
-    worth &= (splats.colour_gate >= settings.least_gate) & np.isin(splats.kind, (Kind.CLOTH, Kind.SKIN, Kind.MEMBRANE))
+    worth &= (gate >= settings.least_gate) & np.isin(splats.kind, (Kind.CLOTH, Kind.SKIN, Kind.MEMBRANE))
     rows = np.flatnonzero(worth)
     contrast = _finer_contrast(image, where, uv[rows], size_px[rows])
     rows, contrast = rows[contrast > settings.least_contrast], contrast[contrast > settings.least_contrast]
     # what it misses, over the area that it is responsible for
     most = int(settings.most_share * len(splats))
-    chosen = np.sort(rows[np.argsort(-contrast * size_px[rows], kind="stable")[:most]])
-    if not len(chosen):
-        return splats
+    return np.sort(rows[np.argsort(-contrast * size_px[rows], kind="stable")[:most]])
+
+
+def split_rows(splats: BoundSplats, rows: np.ndarray) -> tuple[BoundSplats, np.ndarray]:
+    """Replace some Gaussians by four each.
+
+    Args:
+        splats: N Gaussians.
+        rows: Which.
+
+    Returns:
+        The Gaussians that stay, in their order, and then the parts of the others; and of which one each was made.
+    """
+    every = np.arange(len(splats))
+    if not len(rows):
+        return splats, every
     stays = np.ones(len(splats), bool)
-    stays[chosen] = False
-    return concatenate([splats.select(stays), *_parts(splats.select(chosen))])
+    stays[rows] = False
+    made = concatenate([splats.select(stays), *four_parts(splats.select(rows))])
+    return made, np.concatenate([every[stays], *[every[rows]] * 4])
 
 
-def _parts(splats: BoundSplats) -> list[BoundSplats]:
-    """The four parts of each Gaussian, which share its plane and colour."""
+def four_parts(splats: BoundSplats) -> list[BoundSplats]:
+    """The four parts of each Gaussian, first all first ones; they share its plane and colour."""
     axes = wxyz_to_matrices(splats.rotations_wxyz)
     scales = splats.scales_m * [CHILD_SCALE, CHILD_SCALE, 1]
     parts = []
@@ -103,4 +135,4 @@ def _finer_contrast(image: np.ndarray, where: np.ndarray, uv_px: np.ndarray, siz
     return out
 
 
-__all__ = ["DetailSettings", "split_for_detail"]
+__all__ = ["DetailSettings", "four_parts", "rows_for_detail", "split_for_detail", "split_rows"]

@@ -73,6 +73,11 @@ class BodyRequest:
         maximum=8,
         files="picture",
     )
+    lift: bool = parameter(
+        True,
+        "Lift back and hair",
+        "Where TripoSplat or TRELLIS is installed, its Gaussians give what the photo does not show; else this is idle.",
+    )
     frames: Frames = parameter(
         "auto",
         "Frames",
