@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=["body"], default="body")
+    parser.add_argument("--method", choices=["body", "portrait"], default="body")
     parser.add_argument("--quick", action="store_true", help="two figures, one pose")
     parser.add_argument("--figures", default="", help="names or numbers from 1, separated by commas")
     parser.add_argument("--poses", default="", help="1, 2 or 1,2")
@@ -89,16 +89,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reuse", action="store_true", help="measure the results that are there already")
     parser.add_argument("--portrait", nargs="?", const="", metavar="RESULT", help="the demo's portrait instead")
     parser.add_argument("--photo", type=Path, default=PORTRAIT, help="the photo of --portrait")
+    parser.add_argument("--minutes", type=float, help="of --method portrait: begin no run after that long")
+    parser.add_argument("--result", type=Path, help="of --method portrait: measure this result folder instead")
+    parser.add_argument("--style", default="", help="of --result: the style's text")
+    parser.add_argument("--style-pictures", type=Path, help="of --result: folder with pictures of the style")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sheet", type=Path, help="folder for pictures to look at")
     parser.add_argument("--work", type=Path, default=ROOT / "out" / "quality")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     given = parser.parse_args(arguments)
-    rows = measure_portrait(given) if given.portrait is not None else measure_figures(given)
+    rows = measured(given)
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)
         given.json.write_text(json.dumps([row.to_json() for row in rows], indent=1) + "\n")
     return 0
+
+
+def measured(given: argparse.Namespace) -> list[Row]:
+    """What the arguments ask for."""
+    if given.method == "portrait":
+        # Of the importable module, so that there is one `Row`, also when this file is the program.
+        from scripts.quality_portrait import measure_stylised
+        from scripts.quality_portrait_result import measure_result
+
+        return measure_result(given) if given.result else measure_stylised(given)
+    return measure_portrait(given) if given.portrait is not None else measure_figures(given)
 
 
 def run_method(photo: Path, out: Path, settings: Sequence[str], reuse: bool) -> float:
