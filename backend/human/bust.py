@@ -13,11 +13,15 @@ from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal
 from backend.human.posing import pose_proxy
 from backend.splats.bound import BoundSplats, Kind, bind_points, concatenate, wxyz_to_matrices
+from backend.splats.detail import four_parts
 from backend.splats.surface import disc_frames
 from blender_addon.shared.skeleton import JOINT_NAMES
 
 ARM_DEGREES, COLLAR_DEGREES = 62.0, 6.0
 """How far upper arm and collar bone are lowered from the T-pose."""
+
+EDGE_SIZES_M, EDGE_REACH = (0.0024, 0.0012, 0.0006), 2.0
+"""At the lower edge Gaussians are split until they are no larger than this, so that it is sharp."""
 
 CHEST = JOINT_NAMES.index("spine3")
 HEAD_BONES = (JOINT_NAMES.index("neck"), *SKULL_JOINTS)
@@ -29,15 +33,15 @@ class BustSettings:
 
     Attributes:
         half_width: From the middle to the cut through the upper arms.
-        level: Height of the side edges below the shoulder joints.
+        level: Height of the arc's ends below the shoulder joints.
         depth: How far the edge's arc falls below that in the middle.
         cap_spacing_m: Between the Gaussians of the closing surface.
     """
 
-    half_width: float = 0.66
-    level: float = 0.20
-    depth: float = 0.52
-    cap_spacing_m: float = 0.005
+    half_width: float = 0.60
+    level: float = -0.08
+    depth: float = 0.74
+    cap_spacing_m: float = 0.004
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,10 @@ class Cut:
         away = (points_m[:, :2] - self.middle_m) / self.radii_m
         below = 1 - np.linalg.norm(away, axis=1)
         return np.where(away[:, 1] > 0, 1 - abs(away[:, 0]), below)
+
+    def distance_m(self, points_m: np.ndarray) -> np.ndarray:
+        """[N] distance to the edge, > 0 inside; near the edge it is exact to some per cent."""
+        return self.height(points_m) * self.radii_m.min()
 
     def at(self, share: np.ndarray) -> np.ndarray:
         """[K, 2] points of the arc from the subject's right (0) to the left (1)."""
@@ -147,9 +155,26 @@ def cut_bust(
         photo_offset_m=_blend(mesh, personal.photo_offset_m, len(cap)),
     )
     whole = np.concatenate([vertices, cap])
+    for size in EDGE_SIZES_M:
+        splats = _finer_near_edge(splats, lowered, rest_m, body.triangles, cut, size)
     moved = _moved(splats, lowered, rest_m, body.triangles, cut, mesh, whole, small.triangles)
     closing = _cap_splats(whole, small.triangles, len(cap_triangles), moved, settings)
     return Bust(small, wearer, whole.astype(np.float32), concatenate([moved, closing]))
+
+
+def _finer_near_edge(
+    splats: BoundSplats,
+    lowered_m: np.ndarray,
+    rest_m: np.ndarray,
+    triangles: np.ndarray,
+    cut: Cut,
+    size_m: float,
+) -> BoundSplats:
+    """The Gaussians with four for each one larger than `size_m` that reaches beyond the edge."""
+    posed = splats.posed(lowered_m, rest_m, triangles)
+    size = posed.scales_m.max(axis=1)
+    chosen = (size > size_m) & (abs(cut.distance_m(posed.positions_m)) < EDGE_REACH * size)
+    return concatenate([splats.select(~chosen), *four_parts(splats.select(chosen))])
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from backend.perception.photo import Photo, read_photo
 from backend.pipeline import Outcome, Stage
 from backend.preview import write_bust_sheet
 from backend.splats.avatar import build_avatar
-from backend.splats.bound import BoundSplats
+from backend.splats.bound import BoundSplats, Kind, concatenate
+from backend.splats.detail import four_parts
 from backend.splats.optimise import OptimiseSettings
 from blender_addon.shared.avatar import write_bundle
 from blender_addon.shared.methods import PortraitRequest
@@ -38,6 +39,9 @@ from blender_addon.shared.styles import STYLES, find_style
 
 ITERATIONS = {"fast": 40, "balanced": 90, "best": 250}
 """Steps against the photo by preset; most of what they gain is hidden by a style."""
+
+FINEST_CLOTH_M = 0.0026
+"""Clothes fill the picture of a bust: larger Gaussians (standard deviation) are split into four."""
 
 PALETTE = "colours and material by rule (no generative model)"
 
@@ -128,7 +132,9 @@ def _place(
 ) -> BoundSplats:
     splats = place_splats(person, body, personal, dressed, held, context)
     worn = dressed.body(body), dressed.wearer(personal)
-    return splats.select(inside_bust(*worn, dressed.vertices_m, splats))
+    splats = splats.select(inside_bust(*worn, dressed.vertices_m, splats))
+    coarse = np.isin(splats.kind, (Kind.CLOTH, Kind.MEMBRANE)) & (splats.scales_m.max(axis=1) > FINEST_CLOTH_M)
+    return concatenate([splats.select(~coarse), *four_parts(splats.select(coarse))])
 
 
 def _match(
@@ -175,7 +181,7 @@ def _paint(bust: Bust, request: PortraitRequest, folder: Path, context: Context)
 
     style = find_style(request.style) or STYLES["realistic"]
     picture = read_photo(folder / request.style_image).image if request.style_image else None
-    return paint(bust, style, picture, request.strength, context), (PALETTE,)
+    return paint(bust, style.look, picture, request.strength, context), (PALETTE,)
 
 
 def _write(

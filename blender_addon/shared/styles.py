@@ -99,6 +99,9 @@ class Look:
         cloth: Of the clothes; None joins them to the skin.
         eyes: Of the white of the eyes and the teeth; None joins them to the skin.
         material: Answer to light.
+        vivid: Factor on the colourfulness of what keeps the photo's colours.
+        contrast: The same for their lightness.
+        lighten: Added to their lightness (Lab).
         hair_gloss: Highlight along the strands.
         detail: Small differences.
     """
@@ -108,6 +111,9 @@ class Look:
     cloth: Palette | None = None
     eyes: Palette | None = None
     material: Material = field(default_factory=Material)
+    vivid: float = 1.0
+    contrast: float = 1.0
+    lighten: float = 0.0
     hair_gloss: float = 0.0
     detail: Detail = field(default_factory=Detail)
 
