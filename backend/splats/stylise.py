@@ -7,8 +7,11 @@ nothing here knows where they come from. Everything lies in the head's frame (`h
 
 Chosen where the paper is silent:
 
-- Both losses are divided by the number of values in one view's latents. The paper's weights keep their ratio, Adam does
-  not see the factor, and the gradient threshold 2e-4 means what it means in 3DGS, a gradient of a mean over pixels.
+- Each view's loss is divided by the number of values in its latents, and the four views of the second model are added:
+  else its 0.05 would be a 320th, since its latents are a quarter as large and a mean over four views divides once more.
+  The gradient threshold 2e-4 then means what it means in 3DGS, a gradient of a mean over pixels.
+- What the single views say counts less from behind: a model of portraits likes faces from everywhere, while the four
+  views know where the back is. Without the second model the factor changes little, since Adam divides it out.
 - The number of Gaussians may grow to a budget that itself grows with time: distillation pulls at every Gaussian, and a
   fixed budget would be filled by what the first, coarsest hundred steps pull at.
 - Colours are kept within 0..1 after every step: encoders know no others.
@@ -36,6 +39,7 @@ from backend.diffusion.captured import CapturedGuidance
 from backend.diffusion.guidance import SAS, SAS_STEPS, Guidance, Guided, guide
 from backend.diffusion.interfaces import Conditions, Denoiser
 from backend.diffusion.moments import Moments
+from backend.diffusion.views import off_front_deg
 from backend.splats.cloud_parameters import NAMES, CloudParameters, LearningRates
 from backend.splats.densify import GradientDensifier, GradientSettings, default_densifier
 from backend.splats.optimise_cloud import Draw
@@ -111,8 +115,10 @@ class StyliseSettings:
         coarse_until: Share of the steps for which that holds.
         portrait: Guidance of the single views; `style_strength` 0 or no statistics make it SDS.
         portrait_weight: Of its loss; 0 leaves it out.
+        back_weight: Factor of that weight straight from behind; 1 for the same from everywhere.
+        back_deg: Angles from the front between which the weight falls to it.
         around: Guidance of the four views.
-        around_weight: Of its loss; 0 leaves it out.
+        around_weight: Of the loss of each of them; 0 leaves it out.
         cameras: From where.
         backgrounds: Greys or colours behind the head, drawn in turn by chance; display sRGB.
         rates: Adam's, in head heights.
@@ -133,6 +139,8 @@ class StyliseSettings:
     coarse_until: float = 1 / 3
     portrait: Guidance = SAS
     portrait_weight: float = 1.0
+    back_weight: float = 0.25
+    back_deg: tuple[float, float] = (60.0, 120.0)
     around: Guidance = AROUND
     around_weight: float = 0.05
     cameras: CameraSampling = CameraSampling()
@@ -154,7 +162,7 @@ class StyliseSettings:
         """
         if self.iterations < 1 or self.views < 1 or min(self.portrait_px, self.around_px, self.coarse_px) < 8:
             raise ValueError("there must be at least one step, one view and 8 px")
-        if not self.backgrounds or min(self.portrait_weight, self.around_weight) < 0:
+        if not self.backgrounds or min(self.portrait_weight, self.around_weight, self.back_weight) < 0:
             raise ValueError("there must be a background, and weights must not be negative")
 
 
@@ -288,16 +296,16 @@ class _Loop:
         chosen = int(torch.randint(len(s.backgrounds), (1,), generator=self.chance))
         background = torch.tensor(s.backgrounds[chosen], device=self.context.device)
         draw = Draw(parameters, background, 0, antialiased=True)
-        total, values, watched = torch.zeros((), device=self.context.device), 0, 0
+        loss, watched = torch.zeros((), device=self.context.device), 0
         if self.portrait is not None:
             views = draw_views(s.cameras, s.views, self._drawn_px(progress), self.chance)
-            guided = self._judge("portrait", self.portrait, draw, views, s.portrait_px, progress)
-            total, values, watched = total + s.portrait_weight * guided.loss, guided.gradient[0].numel(), 1
+            seen = view_weights(views.azimuths_deg, s.back_weight, s.back_deg)
+            guided = self._judge("portrait", self.portrait, draw, views, s.portrait_px, progress, seen)
+            loss, watched = loss + s.portrait_weight * guided.loss / guided.gradient[0].numel(), 1
         if self.around is not None:
             views = draw_groups(s.cameras, 1, s.around_px, self.chance)
             guided = self._judge("around", self.around, draw, views, s.around_px, progress)
-            total, values = total + s.around_weight * guided.loss, values or guided.gradient[0].numel()
-        loss = total / values
+            loss = loss + s.around_weight * len(views) * guided.loss / guided.gradient[0].numel()
         # The first drawing says where Gaussians are wanted: the single views are larger, and their loss weighs more.
         infos = draw.infos[: watched or 1]
         if self.densifier is not None:
@@ -314,8 +322,17 @@ class _Loop:
         s = self.settings
         return min(s.coarse_px, s.portrait_px) if progress < s.coarse_until else s.portrait_px
 
-    def _judge(self, name: str, teacher: Teacher, draw: Draw, views: Views, size_px: int, progress: float) -> Guided:
-        """What a teacher says about views that are drawn for it."""
+    def _judge(
+        self,
+        name: str,
+        teacher: Teacher,
+        draw: Draw,
+        views: Views,
+        size_px: int,
+        progress: float,
+        weights: Tensor | None = None,
+    ) -> Guided:
+        """What a teacher says about views that are drawn for it, each counting as its weight [B] says."""
         output = draw(views.to(self.context.device).cameras)
         assert output.rgb is not None and output.alpha is not None
         images, mask = output.rgb, output.alpha.detach()[:, None]
@@ -323,10 +340,12 @@ class _Loop:
             size = (size_px, size_px)
             images = F.interpolate(images, size, mode="bilinear", align_corners=False)
             mask = F.interpolate(mask, size, mode="bilinear", align_corners=False)
+        images = images.clamp_max(1.0)
+        if weights is not None:
+            share = weights.to(images)[:, None, None, None]
+            images = share * images + ((1 - share) * images).detach()  # the same picture, a weighted gradient
         positive, negative = teacher.conditions(views.resized(size_px))
-        return self.guides[name](
-            images.clamp_max(1.0), positive, negative, progress=progress, generator=self.noise, mask=mask
-        )
+        return self.guides[name](images, positive, negative, progress=progress, generator=self.noise, mask=mask)
 
     def _grow(self, infos: list[dict[str, Any]]) -> None:
         s, densifier = self.settings, self.densifier
@@ -390,6 +409,13 @@ class _Loop:
         self.chance.set_state(torch.from_numpy(kept.arrays["chance"].copy()))
         self.noise.set_state(torch.from_numpy(kept.arrays["noise"].copy()))
         self.done = kept.step
+
+
+def view_weights(azimuths_deg: Tensor, back: float, between_deg: tuple[float, float]) -> Tensor:
+    """How much single views count, [B]: 1 near the front, smoothly down to `back`; see `StyliseSettings`."""
+    low, high = between_deg
+    turned = ((off_front_deg(azimuths_deg) - low) / max(high - low, 1e-6)).clamp(0.0, 1.0)
+    return 1 + (back - 1) * turned * turned * (3 - 2 * turned)
 
 
 def _guide(teacher: Teacher | None, settings: Guidance, style: Moments | None) -> Callable[..., Guided]:
