@@ -11,7 +11,7 @@ import importlib
 
 from backend.benches.measuring import Bench
 
-AREAS = ("raster", "formats", "blender", "guidance", "diffusion", "persona")
+AREAS = ("raster", "formats", "blender", "guidance", "diffusion", "persona", "portrait")
 
 
 def all_benches() -> dict[str, Bench]:

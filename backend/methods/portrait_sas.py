@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from backend.context import Context
-from backend.diffusion.guidance import TimeSteps
 from backend.diffusion.load import freed
 from backend.diffusion.moments import Moments
 from backend.diffusion.style_models import FACE_SCALE, Loaded, Parts, Shelf, Told, load_models, tell
@@ -25,10 +24,9 @@ from backend.perception.photo import Photo, read_photo
 from backend.pipeline import Stage
 from backend.splats.bound import Kind
 from backend.splats.head_start import HeadFrame, head_start, with_points
-from backend.splats.stylise import GROWTH, Stylised, StyliseSettings, Teacher, Teachers, stylise
+from backend.splats.stylise import Stylised, StyliseSettings, Teacher, Teachers, face_settings, stylise
 from backend.splats.stylise_bind import bind_stylised, frame_of, start_triangles
 from backend.splats.stylise_teachers import AroundConditions, HeadConditions, plain_conditions
-from backend.splats.stylise_views import FACE_CAMERAS
 from blender_addon.shared.gaussians import GaussianCloud
 from blender_addon.shared.methods import PortraitRequest
 from blender_addon.shared.styles import find_style
@@ -39,9 +37,6 @@ MODELS = {"sas": ("sd15",), "edit": ("flux2-klein", "sd15-inpaint")}
 STEPS = {"fast": 1000, "balanced": 3000, "best": 3000}
 FACE_STEPS = {"fast": 0, "balanced": 300, "best": 600}
 """By preset; 3,000 are the paper's."""
-
-FACE_TIMES = TimeSteps(((0.0, 0.02, 0.35), (1.0, 0.02, 0.25)))
-"""Of the last stage: detail of a face that is there already, not another face."""
 
 SLIGHTLY = 0.5
 """Below this strength an edit is asked to be slight."""
@@ -287,31 +282,6 @@ def _face(
     return made.cloud
 
 
-def face_settings(settings: StyliseSettings, steps: int, count: int) -> StyliseSettings:
-    """The last stage's: close-ups from the front, small time steps, rates of the loop's end, room for finer Gaussians.
-
-    Args:
-        settings: Of the loop before.
-        steps: How many.
-        count: Gaussians there are.
-    """
-    grow = settings.grow or GROWTH
-    finer = replace(grow, budget=max(grow.budget, count) + grow.budget // 2, size=grow.size / 2, prune_size_after=steps)
-    low = settings.rates.means_final
-    return replace(
-        settings,
-        iterations=steps,
-        cameras=FACE_CAMERAS,
-        coarse_until=0.0,
-        portrait=replace(settings.portrait, steps=FACE_TIMES),
-        around_weight=0.0,
-        rates=replace(settings.rates, means=low, means_final=low / 3, sh0=settings.rates.sh0 / 2),
-        grow=finer,
-        stage="face-detail",
-        earliest=0.0,
-    )
-
-
 def _bind(kept: _Kept, scale: Scale, bust: Bust, finer: GaussianCloud, context: Context) -> Any:
     kept.close()
     frame, _ = head_of(bust)
@@ -361,7 +331,6 @@ __all__ = [
     "Drawn",
     "Scale",
     "edit_stages",
-    "face_settings",
     "head_of",
     "lacking",
     "sas_stages",

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from backend.context import Context
 from backend.diffusion.captured import CapturedGuidance
-from backend.diffusion.guidance import SAS, SAS_STEPS, Guidance, Guided, guide
+from backend.diffusion.guidance import SAS, SAS_STEPS, Guidance, Guided, TimeSteps, guide
 from backend.diffusion.interfaces import Conditions, Denoiser
 from backend.diffusion.moments import Moments
 from backend.diffusion.views import off_front_deg
@@ -45,6 +45,7 @@ from backend.splats.densify import GradientDensifier, GradientSettings, default_
 from backend.splats.optimise_cloud import Draw
 from backend.splats.render import BACKGROUND, to_uint8
 from backend.splats.stylise_views import (
+    FACE_CAMERAS,
     GROUP,
     PREVIEW_CAMERAS,
     CameraSampling,
@@ -70,6 +71,10 @@ GROWTH = GradientSettings(
 
 AROUND = Guidance(scale=10.0, steps=SAS_STEPS, group=GROUP)
 """The paper's scale for the four views."""
+
+
+FACE_TIMES = TimeSteps(((0.0, 0.02, 0.35), (1.0, 0.02, 0.25)))
+"""Of the last stage: detail of a face that is there already, not another face."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,31 @@ class StyliseSettings:
             raise ValueError("there must be at least one step, one view and 8 px")
         if not self.backgrounds or min(self.portrait_weight, self.around_weight, self.back_weight) < 0:
             raise ValueError("there must be a background, and weights must not be negative")
+
+
+def face_settings(settings: StyliseSettings, steps: int, count: int) -> StyliseSettings:
+    """The last stage's: close-ups from the front, small time steps, rates of the loop's end, room for finer Gaussians.
+
+    Args:
+        settings: Of the loop before.
+        steps: How many.
+        count: Gaussians there are.
+    """
+    grow = settings.grow or GROWTH
+    finer = replace(grow, budget=max(grow.budget, count) + grow.budget // 2, size=grow.size / 2, prune_size_after=steps)
+    low = settings.rates.means_final
+    return replace(
+        settings,
+        iterations=steps,
+        cameras=FACE_CAMERAS,
+        coarse_until=0.0,
+        portrait=replace(settings.portrait, steps=FACE_TIMES),
+        around_weight=0.0,
+        rates=replace(settings.rates, means=low, means_final=low / 3, sh0=settings.rates.sh0 / 2),
+        grow=finer,
+        stage="face-detail",
+        earliest=0.0,
+    )
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from backend.benches import portrait as bench
+from backend.benches.measuring import Options
 from backend.context import Context
 from backend.diffusion import edit
 from backend.diffusion.chosen import image_editor
 from backend.diffusion.guidance import SAS_STEPS, Guidance
-from backend.diffusion.style_models import Parts
+from backend.diffusion.style_models import Parts, load_models
+from backend.errors import UserError
 from backend.human.bust import Bust
 from backend.methods import portrait_sas
 from backend.methods.portrait_sas import Drawn, Scale, edit_stages, lacking, sas_stages, style_words
@@ -23,6 +26,7 @@ from backend.perception.people import Person
 from backend.perception.photo import Photo
 from backend.pipeline import Run, check_chain, run
 from backend.splats.bound import BoundSplats, Kind
+from backend.splats.head_start import head_start
 from backend.splats.stylise import GROWTH, StyliseSettings
 from blender_addon.shared.methods import PortraitRequest
 from tests.diffusion.tiny import TinyFactory
@@ -164,6 +168,29 @@ def test_words_come_from_the_preset_or_the_artist() -> None:
     assert "gold" in prompt and negative
     prompt, negative = style_words(PortraitRequest(style="a green orc", negative="hats"))
     assert "a green orc" in prompt and negative == "hats"
+
+
+def test_the_bench_measures_every_part(root: Path, tmp_path: Path) -> None:
+    """What `bench portrait_3000` does on a GPU with full-size networks, here with tiny ones."""
+    parts = Parts.of(Shelf(root, ALL))
+    loaded = load_models(Shelf(root, ALL), parts, "plus-face", Context.quiet())
+    assert loaded.around is not None and not loaded.recordable
+    models = bench.Models(loaded.portrait, loaded.around)
+    vertices, triangles, landmarks = bench.head()
+    start = head_start(vertices, triangles, count=300)
+    teachers = bench.teachers_of(models, "cpu", landmarks, recorded=True)
+    settings, quiet = dataclasses.replace(TINY.stylise, iterations=2), Context.quiet()
+    models.around.size_px = 64  # tiny ones are shown as little as the loop draws
+    seconds, cloud = bench.loop_s(start, teachers, settings, quiet)
+    runs = bench.parts(models, teachers, cloud, settings, "cpu")
+    assert list(runs) == ["unet", "mvdream", "controlnet", "vae_single", "vae_four", "drawing", "adam"]
+    rows = bench.part_rows(runs, 1e3 * seconds / 2, 1, "cpu")
+    context = dataclasses.replace(quiet, scratch=tmp_path)
+    rows += [bench.style_row(models, "cpu", context, 64, 1, 2), bench.face_row(cloud, teachers, settings, quiet, 2)]
+    assert all(row.value is not None for row in rows) and len(rows) == 10
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="needs a CUDA device"):
+            bench.portrait_3000(Options())
 
 
 def test_what_a_way_lacks(root: Path) -> None:
