@@ -53,6 +53,7 @@ class FurtherSettings:
         overlap: Confidence of both from which they do.
         edge_share: Over which trust rises from the mask's edge, of the person's height.
         border_share: Width of the border between two labels in which neither is believed, of the person's height.
+        hair_margin_lab: How far the hair of a further photo may be off that of the first one.
         beside_m: How far its neighbour's colour reaches over what no photo shows squarely.
         spread_m: How far the difference to the rule's colour is carried on.
         spread_share: Of the difference, beside the border.
@@ -67,6 +68,7 @@ class FurtherSettings:
     overlap: float = 0.1
     edge_share: float = 0.008
     border_share: float = 0.012
+    hair_margin_lab: tuple[float, float, float] = (12.0, 12.0, 12.0)
     beside_m: float = 0.015
     spread_m: float = 0.05
     spread_share: float = 0.8
@@ -320,12 +322,27 @@ def _shares(
     shows = np.clip((seen.uncovered - low) / low, 0, 1) * look.inside() * look.at(photo.where) * look.at(photo.edge)
     confidence = np.clip(look.facing, 0, 1) ** 2 * shows
     kind, pixel = _SPLAT_KINDS[state.splats.kind], _PIXEL_KINDS[look.at(photo.labels)]
-    # hair that is drawn wider than it is would take the colour of an ear or a wall
-    other = (kind != pixel) & (look.at(photo.border) | (kind == _SPLAT_KINDS[Kind.HAIR]))
+    # hair that is drawn wider than it is would take the colour of an ear or a cheek
+    hair = kind == _SPLAT_KINDS[Kind.HAIR]
+    other = ((kind != pixel) & (look.at(photo.border) | hair)) | (
+        hair & ~_like_hair(state, look, photo, hair, settings)
+    )
     confidence = np.where((kind == 0) | other, 0.0, confidence)
     against = blend_weight(state.known) * (settings.first * state.known) ** 2
     share = blend_weight(confidence) * confidence**2 / np.maximum(confidence**2 + against, 1e-9)
     return share, confidence
+
+
+def _like_hair(
+    state: _State, look: _Look, photo: _PulledPhoto, hair: np.ndarray, settings: FurtherSettings
+) -> np.ndarray:
+    """[N] bool: where a photo shows colours that the person's hair has, or nearly."""
+    if hair.sum() < 50:
+        return np.ones(len(hair), bool)
+    low, high = np.percentile(to_lab(state.ruled[hair]), (1, 99), axis=0)
+    margin = np.array(settings.hair_margin_lab)
+    shown = to_lab(look.at(photo.image) / 255.0)
+    return ((shown > low - margin) & (shown < high + margin)).all(axis=1)
 
 
 def _light_factor(
@@ -383,7 +400,7 @@ def _carried_on(state: _State, rest_m: np.ndarray, settings: FurtherSettings) ->
     apart = to_lab(colours) - to_lab(state.ruled)
     shade = (np.abs(apart) < 1.5 * limit).all(axis=1)
     rest = state.left * (1 - blend_weight(state.splats.confidence))
-    made = to_lab(colours)
+    made, touched = to_lab(colours), np.zeros(len(colours), bool)
     for which in np.unique(kind[fresh]):
         wanted = np.flatnonzero((rest > 0.02) & (kind == which))
         plain, given = (np.flatnonzero(fresh & (kind == which) & also) for also in (shade, True))
@@ -399,7 +416,8 @@ def _carried_on(state: _State, rest_m: np.ndarray, settings: FurtherSettings) ->
         beside = np.exp(-0.5 * (distance / settings.beside_m) ** 2)[:, None]
         moved = beside * (made[given[near]] - made[wanted]) + (1 - beside) * shift
         made[wanted] += rest[wanted, None] * moved
-    return to_rgb(made)
+        touched[wanted] = True
+    return np.where(touched[:, None], to_rgb(made), colours)
 
 
 __all__ = ["FittedPhotos", "FurtherSettings", "add_colours", "colour_from_photos", "fit_photos"]

@@ -50,6 +50,7 @@ class LiftSettings:
         largest_colour: Median difference in Lab from what the photo shows, after levelling.
         reach: How far from the proxy lifted Gaussians may lie, of the height; hair_reach: beside hair.
         replaces: A Gaussian of the rule goes where lifted ones lie this near, of the height.
+        under: So far below the lift what stays of the rule lies at least, of the height.
         decay: Over which the border's difference in colour fades, of the height.
         opaque: Fainter Gaussians are dropped.
     """
@@ -66,6 +67,7 @@ class LiftSettings:
     reach: float = 0.035
     hair_reach: float = 0.08
     replaces: float = 0.014
+    under: float = 0.0015
     decay: float = 0.06
     opaque: float = 0.05
 
@@ -230,8 +232,8 @@ class _Solid:
     def of(lifted: Lifted, settings: LiftSettings) -> _Solid:
         """Without faint ones and without specks that float beside."""
         arrays = (lifted.positions, lifted.rotations_wxyz, lifted.scales, lifted.opacities, lifted.colours)
-        whole = np.all([np.isfinite(a.reshape(len(a), -1)).all(axis=1) for a in arrays], axis=0)
-        rows = np.flatnonzero(whole & (lifted.opacities > settings.opaque))
+        sums = np.sum([np.asarray(a, np.float64).reshape(len(a), -1).sum(axis=1) for a in arrays if len(a)], axis=0)
+        rows = np.flatnonzero(np.isfinite(sums) & (lifted.opacities > settings.opaque)) if np.ndim(sums) else []
         if len(rows) > 20:
             apart = cKDTree(lifted.positions[rows]).query(lifted.positions[rows], k=9)[0][:, -1]
             rows = rows[apart < 6 * float(np.median(apart))]
@@ -352,13 +354,30 @@ def _replace(
     rows = np.flatnonzero(taken)
     new, feet = placed.select(rows), near[rows, 0]
     rgb = _joined(new, placed, scene, settings)
-    gone = np.zeros(len(splats), bool)
-    covered, _ = cKDTree(new.places).query(scene.posed.positions_m[ruled], k=3)
-    hair = scene.kinds[ruled] == Kind.HAIR
-    gone[np.flatnonzero(ruled)] = covered[:, -1] < np.where(hair, 2.5, 1.0) * settings.replaces * height
+    gone, under = _behind_lift(new, ruled, scene, settings)
     bound = _bound(new, rgb, feet, splats, scene, subject)
     mixed = _towards_lift(splats, placed, scene)
-    return concatenate([mixed.select(~gone), bound])
+    colours = mixed.colours.copy()
+    colours[under] = rgb[cKDTree(new.places).query(scene.posed.positions_m[under], k=4)[1]].mean(axis=1)
+    return concatenate([replace(mixed, colours=colours).select(~gone), bound])
+
+
+def _behind_lift(
+    new: _Solid, ruled: np.ndarray, scene: _Scene, settings: LiftSettings
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which Gaussians [N] would stand before the lift and go, and rows of those that stay under it, in its colours.
+
+    A lift has holes, through which the inside of the front would be seen.
+    """
+    rows = np.flatnonzero(ruled)
+    apart, near = cKDTree(new.places).query(scene.posed.positions_m[rows], k=3)
+    reach = np.where(scene.kinds[rows] == Kind.HAIR, 2.5, 1.0) * settings.replaces * scene.height_m
+    covered = apart[:, -1] < reach
+    out = ((new.places[near].mean(axis=1) - scene.posed.positions_m[rows]) * scene.normals[rows]).sum(axis=1)
+    before = covered & (out < settings.under * scene.height_m)
+    gone = np.zeros(len(scene.kinds), bool)
+    gone[rows[before]] = True
+    return gone, rows[covered & ~before]
 
 
 def _before_face(scene: _Scene) -> np.ndarray:

@@ -17,6 +17,7 @@ GRID_PX = 8
 
 _NEIGHBOURS = 48
 _MOST_POINTS = 4000
+_INSIDE_POINTS = 500
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class FlowSettings:
     """
 
     reach: float = 0.05
-    widths: tuple[float, ...] = (0.08, 0.05, 0.03, 0.03)
+    widths: tuple[float, ...] = (0.1, 0.06, 0.04, 0.03, 0.02, 0.015, 0.015)
     alike: float = 0.6
-    rest: float = 0.05
+    rest: float = 0.01
 
 
 def outline_flow(drawn: np.ndarray, shown: np.ndarray, settings: FlowSettings = FlowSettings()) -> np.ndarray:
@@ -68,7 +69,7 @@ def outline_flow(drawn: np.ndarray, shown: np.ndarray, settings: FlowSettings = 
         if not known.any():
             return np.zeros((height, width, 2), np.float32)
         move = move + _averaged(points[known], across[known], points, share * size, settings.rest)
-    return _on_pixels(points, move, (height, width), settings.widths[-1] * size, settings.rest)
+    return _on_pixels(points, move, (height, width), settings.widths[-1] * size)
 
 
 def pulled(picture: np.ndarray, flow: np.ndarray, nearest: bool = False) -> np.ndarray:
@@ -123,11 +124,16 @@ def _averaged(at: np.ndarray, values: np.ndarray, where: np.ndarray, width_px: f
     return (weight[..., None] * given[near]).sum(axis=1) / total
 
 
-def _on_pixels(at: np.ndarray, values: np.ndarray, size: tuple[int, int], width_px: float, rest: float) -> np.ndarray:
+def _on_pixels(at: np.ndarray, values: np.ndarray, size: tuple[int, int], width_px: float) -> np.ndarray:
+    """Values [N, 2] known `at` [N, 2] on every pixel; between two edges that move together all moves with them."""
     height, width = size
+    step = max(1, len(at) // _INSIDE_POINTS)
+    at, values = at[::step], values[::step]
     rows, columns = np.arange(0, height + GRID_PX, GRID_PX), np.arange(0, width + GRID_PX, GRID_PX)
-    where = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2).astype(np.float64)
-    field = _averaged(at, values, where, 2 * width_px, rest).reshape(len(rows), len(columns), 2).astype(np.float32)
+    where = np.stack(np.meshgrid(columns, rows), axis=-1).reshape(-1, 2).astype(np.float32)
+    squared = np.square(where[:, None, :] - at[None].astype(np.float32)).sum(axis=-1)
+    weight = (squared + np.float32(width_px**2)) ** -1.5
+    field = (weight @ values.astype(np.float32) / weight.sum(axis=1, keepdims=True)).reshape(len(rows), len(columns), 2)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32) / GRID_PX, np.arange(height, dtype=np.float32) / GRID_PX)
     return cv2.remap(field, x, y, cv2.INTER_LINEAR)
 

@@ -1,4 +1,4 @@
-"""An oracle figure as Gaussians: discs on its proxy, coloured by its photo in front and by one grey elsewhere."""
+"""An oracle figure as Gaussians: discs on its proxy, coloured by its photo in front, elsewhere grey but for hair."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def meshes(printed: bool, pose: np.ndarray) -> list[Mesh]:
 
 @lru_cache(maxsize=1)
 def splats() -> BoundSplats:
-    """Discs 8 mm apart, grey where the photo shows nothing."""
+    """Discs 8 mm apart, grey where the photo shows nothing, hair in its mean colour."""
     person = dressed()
     body, rest = person.body, np.asarray(person.rest_m, np.float64)
     outer = np.flatnonzero(body.outer[body.triangles].all(axis=1))
@@ -120,6 +120,8 @@ def splats() -> BoundSplats:
     bare = np.isin(joint, [JOINT_NAMES.index(name) for name in BARE]) | (joint >= JOINT_NAMES.index("left_index1"))
     kind = np.where(bare, Kind.SKIN, Kind.CLOTH)
     kind[(joint == JOINT_NAMES.index("head")) & (normal[:, 2] < 0)] = Kind.HAIR
+    hair = person.person.image[person.person.labels == Label.HAIR].mean(axis=0) / 255
+    fill = np.where((kind == Kind.HAIR)[:, None], hair, GREY)
     count = len(samples)
     return BoundSplats(
         triangles=samples.triangles,
@@ -128,7 +130,7 @@ def splats() -> BoundSplats:
         rotations_wxyz=rotations,
         scales_m=0.008 * np.tile([0.65, 0.65, 0.15], (count, 1)),
         opacities=np.full(count, 0.95),
-        colours=share * seen + (1 - share) * GREY,
+        colours=share * seen + (1 - share) * fill,
         confidence=confidence,
         kind=kind,
         colour_gate=colour_gate,
