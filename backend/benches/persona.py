@@ -41,7 +41,8 @@ HAIR = 6000
 SOME_STEPS = 20
 """Of the fast row: the field is asked once in them, though the preset asks it once in a hundred."""
 
-MEMORY_STEPS = 4
+MEMORY_STEPS = 2
+"""One of a generated frame, one of the photograph."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Scene:
         return PersonaAvatar(self.template, self.skin, grey, requery_every=requery_every, layer=layer).to(self.device)
 
 
-def make_scene(settings: PersonaSettings, frames: int, device: str, height_px: int = 0) -> Scene:
+def make_scene(settings: PersonaSettings, frames: int, device: str, height_px: int = 0, resolution: int = 0) -> Scene:
     """A person in some poses.
 
     Args:
@@ -88,6 +89,7 @@ def make_scene(settings: PersonaSettings, frames: int, device: str, height_px: i
         frames: How many are generated.
         device: Torch device.
         height_px: Of a whole picture; 0 for `settings.picture_px`.
+        resolution: Of the skinning field; 0 for the published one on a card, half of it on a processor.
     """
     import torch
 
@@ -103,7 +105,7 @@ def make_scene(settings: PersonaSettings, frames: int, device: str, height_px: i
         rest, body.triangles, body.twist.skin_weights, joints, twist=body.twist, regions=body.regions,
         action_offsets_m=body.action_dirs_m.transpose(2, 0, 1), subdivisions=settings.subdivisions,
     )  # fmt: skip
-    resolution = 128 if device == "cuda" else 64
+    resolution = resolution or (128 if device == "cuda" else 64)
     skin = diffuse(rest, body.twist.skin_weights, FieldSettings(resolution=resolution), device)
     hair = _hair(rest, body.triangles, body.skin_weights)
     torch.manual_seed(1)

@@ -79,19 +79,36 @@ class PersonaSettings:
     lpips: bool = True
 
     @classmethod
-    def of(cls, preset: Preset) -> PersonaSettings:
+    def of(cls, preset: Preset, device: str = "cuda") -> PersonaSettings:
         """The settings of a preset.
 
         "fast" is for two processor cores and ends within ten minutes there; "balanced" is for small graphics cards;
-        "best" is as published, but for the field, which is asked at every tenth step.
+        "best" is as published, but for the field, which is asked at every tenth step. On a processor the larger ones
+        learn fewer steps, without LPIPS, and take about half an hour and several hours.
+
+        Args:
+            preset: As the artist chose.
+            device: Torch device that it runs on.
         """
         if preset == "fast":
-            return cls(
+            here = cls(
                 most_steps=FAST_STEPS, picture_px=256, face_px=96, subdivisions=0, requery_every=100, lpips=False
             )
-        if preset == "balanced":
-            return cls(epochs=3, most_steps=6000, picture_px=512, face_px=192, subdivisions=1, requery_every=25)
-        return cls(requery_every=10)
+        elif preset == "balanced":
+            here = cls(epochs=3, most_steps=6000, picture_px=512, face_px=192, subdivisions=1, requery_every=25)
+        else:
+            here = cls(requery_every=10)
+        if device != "cpu" or preset == "fast":
+            return here
+        small = preset == "balanced"
+        return replace(
+            here,
+            lpips=False,
+            requery_every=100,
+            most_steps=2400 if small else 4000,
+            picture_px=384 if small else 768,
+            subdivisions=1,
+        )
 
 
 class PoseCorrections(nn.Module):
@@ -323,7 +340,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 def _key(avatar: PersonaAvatar, frames: Sequence[TrainingFrame], settings: PersonaSettings, seed: int) -> str:
     """What a checkpoint must agree with."""
     digest = hashlib.sha256(repr((settings, avatar.requery_every, avatar.deformation.settings, seed)).encode())
-    for array in (avatar.points_m, *avatar.parameters()):
+    for array in (*avatar.buffers(), *avatar.parameters()):
         digest.update(_array(array).tobytes())
     if isinstance(frames, PersonaFrames):
         return digest.hexdigest() + frames.digest()

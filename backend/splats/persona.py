@@ -309,7 +309,7 @@ class PersonaAvatar(nn.Module):
         turns, shifts = matrices[:, :, :3], matrices[:, :, 3] + translation_m
         plain = (turns * canonical[:, None]).sum(2) + shifts
         displacement, refined = torch.zeros_like(plain), plain
-        if self.deforms:
+        if self.deforms and len(self.movers):
             code = pose_code(rotation_matrices(pose.detach()))
             moved = self.deformation(self.network_points_m, code, self.listens)
             displacement = displacement.index_copy(0, self.movers, moved)

@@ -349,6 +349,9 @@ def test_presets_grow() -> None:
     assert fast.most_steps <= 2000 and fast.picture_px <= 256 and not fast.lpips
     assert fast.picture_px < balanced.picture_px < best.picture_px
     assert fast.requery_every > balanced.requery_every > best.requery_every
+    slow = [PersonaSettings.of(preset, "cpu") for preset in ("fast", "balanced", "best")]
+    assert slow[0] == fast and not any(each.lpips for each in slow)
+    assert slow[0].most_steps < slow[1].most_steps < slow[2].most_steps and slow[2].picture_px > slow[1].picture_px
 
 
 def test_zones_of_the_ball() -> None:
