@@ -126,6 +126,7 @@ FOOTPRINTS: Mapping[str, Footprint] = {
     "sd15-control-adapter": _gb(4.2, 2.44, 3.0),
     "mvdream": _gb(2.6, 1.74, 2.5),
     "portrait": _gb(4.6, 1.77, 3.0),
+    "portrait-split": _gb(4.6, 1.77, 2.0),
     "imagedream": _gb(3.9, 1.85, 2.8),
     "svd": _gb(4.51, 3.05, 6.0),
     "sv3d-u": _gb(4.51, 3.05, 5.0),
@@ -140,7 +141,8 @@ FOOTPRINTS: Mapping[str, Footprint] = {
     "clip-l": _gb(0.86, 0.86, 0.3),
 }
 """By the registry's ids; `sd15-control-adapter` is SD 1.5 with one control network and the face adapter, `portrait`
-the same beside MVDream, without their text and image encoders, which have left by then."""
+the same beside MVDream, without their text and image encoders, which have left by then, and `portrait-split` that with
+both halves of the guidance one after the other."""
 
 
 def preset_of(device: str, memory_bytes: int) -> Preset:

@@ -7,7 +7,7 @@ landmarks are not held, without an adapter the face is anybody's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -26,7 +26,7 @@ from backend.diffusion.face_adapter import (
 from backend.diffusion.latent_model import embed_texts
 from backend.diffusion.load import Folders
 from backend.diffusion.multiview import MultiView, load_multi_view
-from backend.diffusion.placement import Placement, choose
+from backend.diffusion.placement import FOOTPRINTS, Placement, budget_bytes, choose, needed_bytes
 from backend.diffusion.stable_diffusion import (
     BASE,
     FACE_CONTROL,
@@ -245,22 +245,46 @@ class Loaded:
         portrait: Judges single views.
         around: Judges four views; None where it is not installed.
         placement: Of both.
+        split: Memory wants both halves of the guidance one after the other, and no recordings.
     """
 
     portrait: StableDiffusion
     around: MultiView | None
     placement: Placement
+    split: bool = False
 
     @property
     def recordable(self) -> bool:
         """Whether evaluations can be recorded: nothing is moved or cast on the way."""
-        lies_there = self.placement.offload == "none" and self.placement.storage == "same"
+        lies_there = self.placement.offload == "none" and self.placement.storage == "same" and not self.split
         return lies_there and torch.device(self.placement.device).type == "cuda"
 
     def latents(self, size_px: int) -> tuple[int, int, int]:
         """(C, h, w) of the latents of pictures of a size."""
         coder = self.portrait.coder
         return int(coder.vae.config.latent_channels), size_px // coder.factor, size_px // coder.factor
+
+
+def place_models(parts: Parts, context: Context) -> tuple[Placement, bool]:
+    """Where the models go, and whether the halves of the guidance are evaluated one after the other.
+
+    Both models work in every step, so that what leaves the device comes back at once: before that, the guidance is
+    split, and then the weights rest in 8 bits.
+
+    Raises:
+        UserError: If not even the leanest placement fits.
+    """
+    if not parts.around:
+        return choose("sd15-control-adapter", context), False
+    allowed, fast = budget_bytes(context), choose("portrait", context)
+    if fast.offload == "none" or torch.device(context.device).type != "cuda":
+        return fast, False
+    size = FOOTPRINTS["portrait-split"]
+    here = Placement(context.device, size.dtype)
+    for placement in (here, replace(here, storage="fp8")):
+        if needed_bytes(size, placement) <= allowed:
+            return placement, True
+    return choose("portrait-split", context), True
 
 
 def load_models(models: Shelf, parts: Parts, adapter: AdapterName, context: Context) -> Loaded:
@@ -275,7 +299,7 @@ def load_models(models: Shelf, parts: Parts, adapter: AdapterName, context: Cont
     Raises:
         UserError: If a model is broken, or memory is too small even for the leanest placement.
     """
-    placement = choose("portrait" if parts.around else "sd15-control-adapter", context)
+    placement, split = place_models(parts, context)
     read: Adapter | None = None
     name = {"faceid": IDENTITY_ADAPTER, "plus-face": PLUS_FACE_ADAPTER}.get(adapter)
     if adapter == "faceid":
@@ -293,4 +317,4 @@ def load_models(models: Shelf, parts: Parts, adapter: AdapterName, context: Cont
     around = None
     if parts.around:
         around = load_multi_view(models, placement, context.part("load the models", 1, 2, 2), model_id=AROUND)
-    return Loaded(portrait, around, placement)
+    return Loaded(portrait, around, placement, split)

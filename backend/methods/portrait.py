@@ -37,7 +37,7 @@ from blender_addon.shared.avatar import write_bundle
 from blender_addon.shared.methods import PortraitRequest
 from blender_addon.shared.styles import STYLES, find_style
 
-ITERATIONS = {"fast": 40, "balanced": 90, "best": 250}
+ITERATIONS = {"fast": 30, "balanced": 60, "best": 250}
 """Steps against the photo by preset; most of what they gain is hidden by a style."""
 
 FINEST_CLOTH_M = 0.0026
@@ -97,9 +97,10 @@ def choose_way(request: PortraitRequest, models: Weights) -> Literal["palette", 
             )
         return request.way
     missing = portrait_sas.lacking("sas", models)
-    if request.way == "auto" and not missing:
+    known = bool(request.style_image) or find_style(request.style) is not None
+    if request.way == "auto" and not missing and (portrait_sas.worth_waiting() or not known):
         return "sas"
-    if not request.style_image and find_style(request.style) is None:
+    if not known:
         words = " ".join(request.style.split())[:60]
         raise UserError(
             f"no preset is called '{words}', and without an image model there are only presets: {', '.join(STYLES)};"

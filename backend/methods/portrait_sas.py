@@ -214,15 +214,15 @@ def teachers_of(
     return Teachers(Teacher(loaded.portrait, conditions, loaded.recordable), around, moments)
 
 
-def _settings(scale: Scale, request: PortraitRequest, context: Context) -> StyliseSettings:
+def _settings(scale: Scale, request: PortraitRequest, context: Context, split: bool) -> StyliseSettings:
     s = scale.stylise
     steps = (scale.steps or STEPS)[request.preset]
-    portrait = replace(s.portrait, style_strength=request.strength, split=context.economy > 0)
+    split = split or context.economy > 0
+    portrait = replace(s.portrait, style_strength=request.strength, split=split)
     grow = s.grow
     if grow is not None and context.economy > 1:
         grow = replace(grow, budget=max(grow.budget // 2, scale.gaussians))
-    around = replace(s.around, split=context.economy > 0)
-    return replace(s, iterations=steps, portrait=portrait, around=around, grow=grow)
+    return replace(s, iterations=steps, portrait=portrait, around=replace(s.around, split=split), grow=grow)
 
 
 def head_of(bust: Bust) -> tuple[HeadFrame, np.ndarray]:
@@ -256,7 +256,8 @@ def _draw(
     loaded, (_, landmarks) = kept.get(told, context), head_of(bust)
     teachers = teachers_of(loaded, told, style, landmarks, context.device, close=False)
     start = start_of(bust, scale.gaussians, context.seed)
-    made = stylise(start, teachers, _settings(scale, request, context), context, key=repr(told.words))
+    settings = _settings(scale, request, context, loaded.split)
+    made = stylise(start, teachers, settings, context, key=repr(told.words))
     early = (f"the portrait was finished after {made.iterations} steps, as asked",) if made.finished_early else ()
     return Drawn(made.cloud, made.iterations, early)
 
@@ -276,7 +277,7 @@ def _face(
     if not steps or context.finish_asked:
         return drawn.cloud
     loaded, (_, landmarks) = kept.get(told, context), head_of(bust)
-    settings = face_settings(_settings(scale, request, context), steps, len(drawn.cloud))
+    settings = face_settings(_settings(scale, request, context, loaded.split), steps, len(drawn.cloud))
     teachers = teachers_of(loaded, told, style, landmarks, context.device, close=True)
     made: Stylised = stylise(drawn.cloud, teachers, settings, context, key=repr(told.words))
     return made.cloud
