@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from backend import __version__
 from backend.errors import BAD_REQUEST, FAILED, INSTALL, MODEL_MISSING, UserError, missing_package
 from backend.in_use import hold_environment
+from blender_addon.shared.styles import style_settings
 
 AXES = ("y_up", "y_down", "z_up")
 
@@ -34,13 +36,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     generate = commands.add_parser("generate", help="make an avatar from a photo")
-    generate.add_argument("method", metavar="METHOD", help="body")
+    generate.add_argument("method", metavar="METHOD", help="body or portrait")
     generate.add_argument("--image", type=Path, required=True, metavar="FILE", help="the photo")
     generate.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result")
     generate.add_argument("--preset", metavar="P", help="fast, balanced or best")
     generate.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter; repeatable")
     more = "the same person from behind or from the side; repeatable"
     generate.add_argument("--photo", action="append", default=[], metavar="FILE", help=more)
+    style = "of a portrait: a preset, your own words, or a picture whose colours it takes"
+    generate.add_argument("--style", metavar="TEXT_OR_FILE", help=style)
     generate.add_argument("--smplx", type=Path, metavar="FILE", help="your own SMPL-X file, as the body")
     generate.add_argument("--resume", action="store_true", help="go on where an interrupted run of this job stopped")
 
@@ -166,6 +170,8 @@ def _run(options: argparse.Namespace) -> int:
             if "photos" in settings:
                 raise UserError("--photo and --set photos= both name further photos; use one of them")
             settings["photos"] = tuple(options.photo)
+        if options.style is not None:
+            settings.update(_style(options.style, settings))
         return generate(options.method, options.image, options.out, settings, options.resume, options.smplx)
     if options.command == "render":
         from backend.render import render_command
@@ -196,6 +202,20 @@ def _run(options: argparse.Namespace) -> int:
     places += [("cache folder", Path(value)) for _, value in caches if value][:1]
     folders = tuple((name, path) for name, path in places if path is not None)
     return doctor(options.json, Subject(folders, options.models, options.smplx))
+
+
+def _style(text: str, settings: Mapping[str, object]) -> dict[str, str]:
+    """What --style stands for.
+
+    Raises:
+        UserError: If it names a picture that is not there, or --set gives a style too.
+    """
+    if {"style", "style_image"} & set(settings):
+        raise UserError("--style and --set style= both name the style; use one of them")
+    try:
+        return style_settings(text)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def parse_settings(texts: list[str]) -> dict[str, str]:

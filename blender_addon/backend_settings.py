@@ -58,6 +58,13 @@ def models_folder(context: bpy.types.Context) -> Path:
     return chosen_path(context, "models_folder") or user_folder() / "models"
 
 
+def is_installed(context: bpy.types.Context, *models: str) -> bool:
+    """Whether one of these models lies in the folder of models, in any storage; looks at names only."""
+    folder = models_folder(context)
+    names = (f"{model}{kind}" for model in models for kind in ("", "@bf16", "@int8"))
+    return any((folder / f"{name}.lock.json").is_file() for name in names)
+
+
 def backend_variables(context: bpy.types.Context) -> dict[str, str]:
     """Environment variables of the backend's processes."""
     return backend_environment(user_folder() / "cache") | {"EFFIGY_MODELS": str(models_folder(context))}

@@ -18,6 +18,7 @@ from .operators.edit import splat_objects
 from .operators.generate import BUNDLE_PROPERTY, REQUEST_PROPERTY, picture_at_hand
 from .shared.methods import REQUESTS
 from .shared.request_files import FileParameter, file_parameters
+from .style_panel import STYLE_PARAMETERS, draw_style
 
 _PRESET = "preset"
 """A method's parameter with this name is shown as a row of buttons above the others."""
@@ -50,7 +51,7 @@ class EFFIGY_PT_main(_Sidebar, bpy.types.Panel):
         """Everything that a job needs, from top to bottom."""
         layout, settings = self.layout, context.scene.effigy
         _draw_photo(layout, context, settings)
-        _draw_parameters(layout, settings)
+        _draw_parameters(layout, context, settings)
         row = layout.row()
         row.scale_y = 1.6
         row.operator("effigy.generate", icon="OUTLINER_OB_ARMATURE")
@@ -78,7 +79,7 @@ def _draw_photo(layout: bpy.types.UILayout, context: bpy.types.Context, settings
         column.operator("effigy.use_editor_image", text=f'Use "{at_hand.name}"', icon="IMAGE")
 
 
-def _draw_parameters(layout: bpy.types.UILayout, settings: Any) -> None:
+def _draw_parameters(layout: bpy.types.UILayout, context: bpy.types.Context, settings: Any) -> None:
     """Method, preset, and every other parameter of the method's request."""
     group = getattr(settings, settings.method)
     request = REQUESTS[settings.method]
@@ -91,6 +92,12 @@ def _draw_parameters(layout: bpy.types.UILayout, settings: Any) -> None:
     if _PRESET in names:
         names.remove(_PRESET)
         layout.row().prop(group, _PRESET, expand=True)
+    if STYLE_PARAMETERS[0] in names:
+        names = [name for name in names if name not in STYLE_PARAMETERS]
+        style = layout.column()
+        style.use_property_split = True
+        style.use_property_decorate = False
+        draw_style(style, context, group)
     if not names:
         return
     header, body = layout.panel("effigy_parameters")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bpy
 
-from . import edit_panels, panels, preferences, properties, rig_panels, session, setup
+from . import edit_panels, panels, preferences, properties, rig_panels, session, setup, style_panel
 from .cloud import engine
 from .operators import (
     animate,
@@ -77,6 +77,7 @@ _CLASSES: tuple[type, ...] = (
     rig.EFFIGY_OT_mirror_pose,
     display.EFFIGY_OT_display,
     composite.EFFIGY_OT_setup_compositing,
+    style_panel.EFFIGY_MT_styles,
     panels.EFFIGY_PT_main,
     panels.EFFIGY_PT_jobs,
     panels.EFFIGY_PT_avatar,

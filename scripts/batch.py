@@ -2,6 +2,7 @@
 
     blender -b -P scripts/batch.py -- --method body --input FILE_OR_FOLDER --output FOLDER
                                       [--motion walk|FILE] [--render] [--set name=value ...] [--photo FILE ...]
+                                      [--style TEXT_OR_FILE]
     python scripts/batch.py ...       the same with the bpy wheel
 
 The backend makes the avatar in a process of its own; this one makes avatar.blend from it. Results of one file go to
@@ -96,7 +97,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         BatchError: If it makes no sense.
     """
     parser = Parser(prog="batch.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", required=True, help="body")
+    parser.add_argument("--method", required=True, help="body or portrait")
     parser.add_argument(
         "--input", type=Path, required=True, metavar="FILE_OR_FOLDER", help="a photo or a folder of photos"
     )
@@ -111,6 +112,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--photo", nargs="+", action="extend", default=[], metavar="FILE", help="the same person, e.g. from behind"
     )
+    parser.add_argument("--style", metavar="TEXT_OR_FILE", help="of portraits: a preset, own words, or a picture")
     parser.add_argument("--backend-python", metavar="FILE", help="Python that runs the backend")
     options = parser.parse_args(arguments)
     if options.motion not in ("", "walk") and not Path(options.motion).is_file():
@@ -212,7 +214,11 @@ def check_settings(addon: str, options: argparse.Namespace) -> None:
         if "photos" in settings:
             raise BatchError("--photo and --set photos= both name further photos; use one of them", BAD_REQUEST)
         settings["photos"] = tuple(options.photo)
+    if options.style is not None and {"style", "style_image"} & set(settings):
+        raise BatchError("--style and --set style= both name the style; use one of them", BAD_REQUEST)
     try:
+        if options.style is not None:
+            settings.update(load(addon, "shared.styles").style_settings(options.style))
         request = load(addon, "shared.methods").request_from_settings(options.method, settings)
         _, files = load(addon, "shared.request_files").for_job(request)
     except ValueError as error:
@@ -277,7 +283,9 @@ def check_writable(output: Path) -> None:
 def key_of(picture: Path, options: argparse.Namespace) -> str:
     """Hash of everything that decides an item's files."""
     digest = hashlib.sha256(picture.read_bytes())
-    digest.update(json.dumps([options.method, sorted(options.set), options.motion, options.render]).encode())
+    digest.update(
+        json.dumps([options.method, sorted(options.set), options.style, options.motion, options.render]).encode()
+    )
     digest.update("".join(options.files).encode())
     if options.motion not in ("", "walk"):
         digest.update(Path(options.motion).read_bytes())
@@ -303,6 +311,8 @@ def work_on(item: Item, options: argparse.Namespace, addon: str, python: Path, r
             arguments += ["--set", text]
         for photo in options.photo:
             arguments += ["--photo", photo]
+        if options.style is not None:
+            arguments += ["--style", options.style]
         run_backend(addon, python, [*arguments, *(["--resume"] if resume else [])])
         build(addon, python, output, options)
         item.state, item.code = "done", DONE

@@ -36,12 +36,14 @@ class BustSettings:
         level: Height of the arc's ends below the shoulder joints.
         depth: How far the edge's arc falls below that in the middle.
         cap_spacing_m: Between the Gaussians of the closing surface.
+        bulge_m: How far that surface, rounded like worked stone, stands out between its rims.
     """
 
-    half_width: float = 0.60
+    half_width: float = 0.57
     level: float = -0.08
     depth: float = 0.74
     cap_spacing_m: float = 0.004
+    bulge_m: float = 0.012
 
 
 @dataclass(frozen=True)
@@ -326,8 +328,12 @@ def _cap(cut: Cut, rim_m: np.ndarray, settings: BustSettings) -> tuple[np.ndarra
         return np.zeros((0, 3)), np.zeros((0, 3), np.int64)
     share, low, high = share[known], low[known], high[known]
     across = max(4, int(np.max(high - low) / (2 * settings.cap_spacing_m)))
-    depth = low[:, None] + (high - low)[:, None] * np.linspace(0, 1, across + 1)
-    place = np.repeat(cut.at(share)[:, None], across + 1, axis=1)
+    through = 0.5 - 0.5 * np.cos(np.linspace(0, np.pi, across + 1))
+    depth = low[:, None] + (high - low)[:, None] * through
+    round_out = settings.bulge_m * np.sqrt(np.sqrt(np.clip(1 - (2 * through - 1) ** 2, 0, 1)))
+    outward = (cut.at(share) - cut.middle_m) / cut.radii_m**2
+    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+    place = cut.at(share)[:, None] + outward[:, None] * round_out[:, None]
     vertices = np.concatenate([place, depth[..., None]], axis=2)
     index = np.arange(vertices.shape[0] * vertices.shape[1]).reshape(vertices.shape[:2])
     a, b, c, d = (index[i : len(share) - 1 + i, j : across + j].ravel() for i, j in ((0, 0), (1, 0), (1, 1), (0, 1)))

@@ -25,6 +25,7 @@ from backend.splats.palette_detail import (
     HEIGHT_M,
     brush_strokes,
     drawn_lines,
+    engraved,
     fine_detail,
     pores,
     prints,
@@ -55,9 +56,26 @@ BORDER_SHARE, PLAIN, SAME = 0.04, 9.0, 14.0
 """A style picture whose border, this share of it, spreads less than `PLAIN` (Lab) stands before a plain background;
 what is nearer than `SAME` to that does not count."""
 
+FLAT_NEIGHBOURS, LIKE_COLOUR = 10, 9.0
+
+TONE_STEP, ONE_HUE = 11.0, 0.5
+"""Of flat colours: distance of the steps (Lab), and how far hues go to their part's mean."""
+
+FEATURE = 7.0
+"""Detail this strong is painted with a fine brush."""
+
+HAIR_TINT = 0.8
+"""Share of its own colour in what shines on hair."""
+
 IRIS_M = 0.0055
 DARK_VEIN = (-17.0, 0.5, -1.0)
+MOST_LIGHT = 1.3
+"""What lay in the photo's shade is not lightened more: it has lost its colour."""
 SHOULDER = 0.72
+SOFT_PATINA = 0.15
+"""Hair and sheets of cloth are layers; the steps between them gather less."""
+TONE = 0.022
+"""Share of the light that one step of lightness changes."""
 
 
 def statistics(colours: np.ndarray, weights: np.ndarray | None = None) -> Moments:
@@ -173,7 +191,9 @@ def _styled(canvas: Canvas, look: Look, target: Moments | None, seed: int) -> np
     small = fine_detail(surface, photo)
     own = _without_light(canvas, photo, material.studio)
     own = _flat(surface, own, detail.smooth)
-    albedo, height = _material_colours(canvas, look, own, target), HEIGHT_M * detail.relief * small
+    albedo, height = _material_colours(canvas, look, own, target), HEIGHT_M * detail.relief * _relief(surface, small)
+    if detail.tones:
+        albedo = _in_tones(canvas, albedo)
     if detail.texture == "veins":
         vein = veins(surface.positions_m, seed)[:, None] * detail.texture_amount
         albedo = to_rgb(to_lab(albedo) + vein * np.array(DARK_VEIN)).astype(np.float64)
@@ -183,8 +203,9 @@ def _styled(canvas: Canvas, look: Look, target: Moments | None, seed: int) -> np
         height = height + detail.texture_amount * pores(surface.positions_m, seed) * (surface.kind == Kind.SKIN)
     elif detail.texture == "strokes":
         strokes, paint_m = brush_strokes(surface, albedo, seed)
-        albedo = albedo + detail.texture_amount * (strokes - albedo)
-        height = height + detail.texture_amount * paint_m
+        free = detail.texture_amount * (1 - 0.85 * np.clip(surface.smooth(abs(small), 2) / FEATURE, 0, 1))
+        albedo = albedo + free[:, None] * (strokes - albedo)
+        height = height + free * paint_m
     normals = tilted(surface, surface.normals, height) if np.any(height) else surface.normals
     if detail.carved_eyes:
         albedo, normals = _carve_eyes(canvas, albedo, normals)
@@ -192,6 +213,11 @@ def _styled(canvas: Canvas, look: Look, target: Moments | None, seed: int) -> np
     if detail.lines:
         colours = colours * (1 - 0.85 * detail.lines * drawn_lines(surface, small))[:, None]
     return to_display(_shoulder(colours))
+
+
+def _relief(surface: Surface, small: np.ndarray) -> np.ndarray:
+    """[N] detail without the photo's noise; strands keep their edges."""
+    return np.where(surface.kind == Kind.HAIR, 1.5 * small, surface.smooth(small))
 
 
 def _without_light(canvas: Canvas, photo: np.ndarray, share: float) -> np.ndarray:
@@ -202,16 +228,16 @@ def _without_light(canvas: Canvas, photo: np.ndarray, share: float) -> np.ndarra
     groups = np.where(np.isin(splats.kind, (Kind.CLOTH, Kind.MEMBRANE)), Kind.CLOTH, splats.kind)
     light = find_light(surface.normals, photo, groups, splats.confidence.astype(np.float64), np.array([0.0, 0.0, 1.0]))
     inner = np.isin(splats.kind, (Kind.MOUTH, Kind.TEETH, Kind.EYE))
-    return relit(photo, np.where(inner, 1.0, light.at(surface.normals) ** -share))
+    return relit(photo, np.where(inner, 1.0, np.minimum(light.at(surface.normals) ** -share, MOST_LIGHT)))
 
 
 def _flat(surface: Surface, colours: np.ndarray, rounds: int) -> np.ndarray:
     """Colours averaged with neighbours of like colour."""
-    lab = to_lab(colours).astype(np.float64)
+    lab, near = to_lab(colours), surface.near[:, :FLAT_NEIGHBOURS]
     for _ in range(rounds):
-        off = np.linalg.norm(lab[surface.near] - lab[:, None], axis=2)
-        weight = np.exp(-((off / 9.0) ** 2))
-        lab = (lab[surface.near] * weight[..., None]).sum(axis=1) / weight.sum(axis=1, keepdims=True)
+        others = lab[near]
+        weight = np.exp(-((others - lab[:, None]) ** 2).sum(axis=2) / LIKE_COLOUR**2)
+        lab = (others * weight[..., None]).sum(axis=1) / weight.sum(axis=1, keepdims=True)
     return to_rgb(lab).astype(np.float64) if rounds else colours
 
 
@@ -219,7 +245,7 @@ def _material_colours(canvas: Canvas, look: Look, own: np.ndarray, target: Momen
     """[N, 3] display colours of the material under even light."""
     kind, area = canvas.surface.kind, canvas.surface.area_m2
     out = own.copy()
-    for kinds, palette in _groups(look):
+    for kinds, palette in _groups(look) if target is None else [(tuple(Kind), None)]:
         rows = np.flatnonzero(np.isin(kind, kinds))
         if len(rows):
             weights = area[rows] * (canvas.surface.sky[rows] > 0.05) + 1e-12
@@ -242,7 +268,7 @@ def _groups(look: Look) -> list[tuple[tuple[Kind, ...], Palette | None]]:
     groups: list[tuple[tuple[Kind, ...], Palette | None]] = []
     parts = ((look.hair, (Kind.HAIR,)), (look.cloth, (Kind.CLOTH, Kind.MEMBRANE)), (look.eyes, (Kind.EYE, Kind.TEETH)))
     for palette, kinds in parts:
-        if palette is None:
+        if palette is None and look.skin is not None:
             whole += kinds
         else:
             groups.append((kinds, palette))
@@ -256,6 +282,23 @@ def _own_target(colours: np.ndarray, weights: np.ndarray, look: Look) -> Moments
     mean = own.mean * torch.tensor([1.0, look.vivid, look.vivid], dtype=torch.float64)
     mean[0] += look.lighten
     return Moments(mean, own.covariance * torch.outer(factors, factors))
+
+
+def _in_tones(canvas: Canvas, colours: np.ndarray) -> np.ndarray:
+    """[N, 3] colours of each part in a few steps of lightness and nearly one hue; eyes and mouth stay as they are."""
+    kind, area = canvas.surface.kind, canvas.surface.area_m2
+    lab = to_lab(colours).astype(np.float64)
+    for kinds in ((Kind.SKIN,), (Kind.HAIR,)):
+        rows = np.flatnonzero(np.isin(kind, kinds))
+        if not len(rows):
+            continue
+        mean = np.average(lab[rows], axis=0, weights=area[rows])
+        off = (lab[rows, 0] - mean[0]) / TONE_STEP
+        whole = np.floor(off)
+        t = np.clip((off - whole - 0.35) / 0.3, 0, 1)
+        lab[rows, 0] = mean[0] + TONE_STEP * (whole + t * t * (3 - 2 * t) - 0.5)
+        lab[rows, 1:] += ONE_HUE * (mean[1:] - lab[rows, 1:])
+    return to_rgb(lab).astype(np.float64)
 
 
 def _carve_eyes(canvas: Canvas, albedo: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -277,9 +320,9 @@ def _carve_eyes(canvas: Canvas, albedo: np.ndarray, normals: np.ndarray) -> tupl
         arm /= np.maximum(np.linalg.norm(arm, axis=1, keepdims=True), 1e-9)
         iris = np.arcsin(np.clip(IRIS_M / radius, 0, 0.9))
         away = np.arccos(np.clip(arm[:, 2], -1, 1)) / iris
-        left = np.linalg.norm(arm[:, :2] / np.sin(iris) - [-0.22, 0.26], axis=1) < 0.2  # the light stays standing
-        depth = 0.5 * np.exp(-(((away - 1.0) / 0.10) ** 2)) + 0.80 * np.clip((0.60 - away) / 0.12, 0, 1) * ~left
-        depth = np.maximum(depth, 0.25 * (away < 1.0) * np.clip(0.6 + 0.6 * arm[:, 1] / np.sin(iris), 0, 1))
+        left = np.linalg.norm(arm[:, :2] / np.sin(iris) - [-0.2, 0.22], axis=1) < 0.2  # the light stays standing
+        depth = 0.45 * np.exp(-(((away - 0.95) / 0.10) ** 2)) + 0.80 * np.clip((0.50 - away) / 0.12, 0, 1) * ~left
+        depth = np.maximum(depth, 0.2 * (away < 0.95) * np.clip(0.6 + 0.6 * arm[:, 1] / np.sin(iris), 0, 1))
         albedo[rows] = to_display(material * (1 - np.clip(depth, 0, 0.92))[:, None])
         normals[rows] = arm
     return albedo, normals
@@ -290,21 +333,26 @@ def _lit(
 ) -> np.ndarray:
     """[N, 3] linear colours in the studio."""
     surface, material = canvas.surface, look.material
-    base = to_linear(albedo) * np.exp(0.022 * look.detail.tone * small)[:, None]
+    cut = np.exp(TONE * look.detail.tone * engraved(small))[:, None]
+    base = to_linear(albedo)
     rough = np.zeros(len(base))
     if material.patina is not None:
-        rough = _patina(surface, material, seed)
+        rough = _patina(surface, material, seed) * ~np.isin(surface.kind, (Kind.MOUTH, Kind.TEETH, Kind.EYE))
         base += rough[:, None] * (to_linear(to_rgb(np.array([material.patina]))) - base)
     if material.wear:
         base *= (1 + material.wear * np.clip(-1.5 * surface.hollow, 0, 1))[:, None]
     light = studio_light(surface, canvas.lit, normals, material, look.detail, look.hair_gloss)
     metal = material.metal * (1 - rough)
-    tint = base / np.maximum(base.max(axis=1, keepdims=True), 1e-6)
+    # of metal the reflection is coloured: more strongly than its own dark tone, less than white
+    tint = np.clip(1.2 * np.sqrt(base), 0, 1)
     shiny = 1 + metal[:, None] * (tint - 1)
     mirror = material.mirror * (1 - rough)
-    colours = base * (light.diffuse * (1 - 0.7 * mirror))[:, None]
+    colours = base * (light.diffuse * (1 - 0.65 * mirror))[:, None]
     colours += (mirror * light.mirror)[:, None] * shiny
-    colours += (light.highlight * (1 - 0.8 * rough))[:, None] * (1 + 0.6 * metal[:, None] * (tint - 1))
+    tinted = np.where(surface.kind == Kind.HAIR, np.maximum(metal, HAIR_TINT), 0.8 * metal)
+    colours += (light.highlight * (1 - 0.8 * rough))[:, None] * (1 + tinted[:, None] * (tint - 1))
+    colours *= cut
+    base = base * cut
     inner = np.isin(surface.kind, (Kind.MOUTH, Kind.TEETH))
     # the inside of the mouth has its own shading, made for an open mouth
     colours[inner] = 0.9 * base[inner]
@@ -314,8 +362,9 @@ def _lit(
 def _patina(surface: Surface, material: Material, seed: int) -> np.ndarray:
     """[N] 0..1: share of what has gathered in hollows and run down from them."""
     uneven = 0.16 * solid_noise(surface.positions_m * [1, 0.45, 1], 0.05, seed + 5, 4)
-    deep = surface.smooth(surface.hollow) + 0.9 * (0.72 - surface.sky) + uneven
-    t = np.clip((deep - 0.02) / 0.45, 0, 1)
+    soft = np.where(np.isin(surface.kind, (Kind.HAIR, Kind.MEMBRANE)), SOFT_PATINA, 1.0)
+    deep = (surface.hollow + 0.9 * (0.72 - surface.sky)) * soft + uneven
+    t = surface.smooth(np.clip((deep - 0.05) / 0.5, 0, 1), 2)
     return material.patina_amount * t * t * (3 - 2 * t)
 
 

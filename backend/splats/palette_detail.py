@@ -16,25 +16,39 @@ MOST_DETAIL = 22.0
 CLOTH_DETAIL = 0.7
 """Share of it on clothes, whose weave and prints are no folds."""
 
+FACE_ROUNDS, COLLAR_M = 9, 0.006
+"""On the face surroundings are as wide as a brow; so near to a collar skin has no detail."""
+
+CHISEL = 2.0
+
 HEIGHT_M = 1.0e-4
 """Relief of one step of lightness."""
 
 STEEPEST = 0.9
-LINE_FROM, LINE_TO = 4.0, 14.0
+LINE_FROM, LINE_TO = 4.5, 10.0
 """Detail this dark becomes a drawn line."""
 
-STROKE_M = {Kind.HAIR: (0.022, 0.0040), Kind.SKIN: (0.012, 0.0042)}
-CLOTH_STROKE_M = (0.026, 0.0085)
+STROKE_M = {Kind.HAIR: (0.034, 0.0065), Kind.SKIN: (0.017, 0.0062)}
+CLOTH_STROKE_M = (0.040, 0.0120)
 """Length and width of brush strokes."""
 
 
 def fine_detail(surface: Surface, colours: np.ndarray) -> np.ndarray:
     """[N] lightness (Lab) of display colours [N, 3] against that of the surroundings, softly limited."""
     light = to_lab(colours)[:, 0].astype(np.float64)
+    skin = surface.kind == Kind.SKIN
     off = light - surface.smooth(light, COARSE_ROUNDS)
+    off[skin] = (light - surface.smooth(light, FACE_ROUNDS))[skin]
     cloth = np.isin(surface.kind, (Kind.CLOTH, Kind.MEMBRANE))
     off[cloth] = CLOTH_DETAIL * surface.smooth(off)[cloth]
+    # what mixes with the collar's pixels is no feature
+    off[skin] *= 1 - _near_part(surface, skin, surface.kind == Kind.CLOTH, COLLAR_M)
     return MOST_DETAIL * np.tanh(off / MOST_DETAIL)
+
+
+def engraved(detail: np.ndarray) -> np.ndarray:
+    """[N] detail in which dark features count more than light ones: what a chisel would cut in."""
+    return np.where(detail < 0, CHISEL * detail, 0.7 * detail)
 
 
 def tilted(surface: Surface, normals: np.ndarray, height_m: np.ndarray) -> np.ndarray:
@@ -52,21 +66,27 @@ def tilted(surface: Surface, normals: np.ndarray, height_m: np.ndarray) -> np.nd
 
 def drawn_lines(surface: Surface, detail: np.ndarray) -> np.ndarray:
     """[N] 0..1: lines that a draughtsman would draw: dark features, borders of hair and clothes, deep creases."""
-    dark = np.clip((-detail - LINE_FROM) / (LINE_TO - LINE_FROM), 0, 1) * (surface.kind == Kind.SKIN)
+    dark = np.clip((-surface.smooth(detail) - LINE_FROM) / (LINE_TO - LINE_FROM), 0, 1) * (surface.kind == Kind.SKIN)
     crease = np.clip((surface.hollow - 0.35) / 0.4, 0, 1) * np.isin(surface.kind, (Kind.SKIN, Kind.CLOTH))
     return np.maximum(np.maximum(dark, 0.6 * crease), 0.8 * _borders(surface))
 
 
-def _borders(surface: Surface, reach_m: float = 0.0045) -> np.ndarray:
+def _borders(surface: Surface, reach_m: float = 0.005) -> np.ndarray:
     """[N] 0..1 where another part begins within reach."""
     out = np.zeros(len(surface.kind))
     parts = (surface.kind == Kind.HAIR, surface.kind == Kind.SKIN, np.isin(surface.kind, (Kind.CLOTH, Kind.MEMBRANE)))
     for own, other in ((0, 1), (0, 2), (2, 1)):
-        a, b = np.flatnonzero(parts[own]), np.flatnonzero(parts[other])
-        if len(a) and len(b):
-            distance = cKDTree(surface.positions_m[b]).query(surface.positions_m[a], distance_upper_bound=reach_m)[0]
-            out[a] = np.maximum(out[a], np.clip(1.5 - 1.5 * distance / reach_m, 0, 1))
+        out[parts[own]] = np.maximum(out[parts[own]], _near_part(surface, parts[own], parts[other], reach_m))
     return out
+
+
+def _near_part(surface: Surface, own: np.ndarray, other: np.ndarray, reach_m: float) -> np.ndarray:
+    """[own] 0..1: how near the Gaussians of one part [N] bool are to another's."""
+    if not own.any() or not other.any():
+        return np.zeros(int(own.sum()))
+    places = surface.positions_m
+    distance = cKDTree(places[other]).query(places[own], distance_upper_bound=reach_m)[0]
+    return np.clip(1.5 - 1.5 * distance / reach_m, 0, 1)
 
 
 def solid_noise(points_m: np.ndarray, size_m: float, seed: int, octaves: int = 4) -> np.ndarray:
@@ -142,7 +162,7 @@ def brush_strokes(surface: Surface, colours: np.ndarray, seed: int) -> tuple[np.
         count = min(len(rows), int(3.2 * 2.5 * area.sum() / (length * width)) + 8)
         seeds = np.sort(rng.choice(len(rows), count, replace=False, p=chance))
         order = rng.permutation(count)
-        tone = colours[rows][seeds] * rng.normal(1, 0.045, (count, 1)) + rng.normal(0, 0.014, (count, 3))
+        tone = colours[rows][seeds] * rng.normal(1, 0.07, (count, 1)) + rng.normal(0, 0.022, (count, 3))
         _, near = cKDTree(points[seeds]).query(points, k=min(12, count))
         near = near.reshape(len(rows), -1)
         arm = points[:, None] - points[seeds][near]
@@ -161,7 +181,7 @@ def brush_strokes(surface: Surface, colours: np.ndarray, seed: int) -> tuple[np.
         bristle = np.sin(2 * np.pi * b / (0.22 * width) + order[chosen])
         profile = np.clip(1 - (2 * b / width) ** 4, 0, 1) + 0.35 * bristle
         out[rows[hit]] = tone[chosen[hit]] * (1 + 0.03 * bristle[hit, None])
-        height[rows[hit]] = 2.2e-4 * profile[hit]
+        height[rows[hit]] = 3.5e-4 * profile[hit]
     return np.clip(out, 0, 1), height
 
 
@@ -186,4 +206,14 @@ def _stroke_directions(surface: Surface, colours: np.ndarray) -> np.ndarray:
     return axis / np.maximum(np.linalg.norm(axis, axis=1, keepdims=True), 1e-9)
 
 
-__all__ = ["brush_strokes", "drawn_lines", "fine_detail", "pores", "prints", "solid_noise", "tilted", "veins"]
+__all__ = [
+    "brush_strokes",
+    "drawn_lines",
+    "engraved",
+    "fine_detail",
+    "pores",
+    "prints",
+    "solid_noise",
+    "tilted",
+    "veins",
+]

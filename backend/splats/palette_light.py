@@ -119,15 +119,15 @@ def _viewers(normals: np.ndarray) -> np.ndarray:
 
 
 def _room(normals: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """[N] brightness of what a mirror would show: dark floor, light walls, a bright ceiling and two tall windows."""
+    """[N] brightness of what a mirror shows: floor, dark horizon, a light band, dark ceiling, tall windows."""
     ray = 2 * (normals * view).sum(axis=1, keepdims=True) * normals - view
     height = ray[:, 1]
-    room = 0.10 + 0.30 * _rise(height, -0.35, 0.15) + 0.75 * _rise(height, 0.35, 0.85)
-    room -= 0.16 * np.exp(-(((height - 0.02) / 0.10) ** 2))
+    room = 0.05 + 0.20 * _rise(height, -0.45, -0.1) - 0.17 * _rise(height, -0.06, 0.08)
+    room += 0.62 * _rise(height, 0.14, 0.46) * (1 - _rise(height, 0.62, 0.96))
     azimuth = np.arctan2(ray[:, 0], ray[:, 2])
-    for middle, width, strength in ((-0.9, 0.38, 1.0), (1.35, 0.22, 0.55), (2.75, 0.3, 0.4)):
+    for middle, width, strength in ((-0.95, 0.36, 1.1), (1.30, 0.20, 0.6), (2.70, 0.28, 0.5)):
         away = abs((azimuth - middle + np.pi) % (2 * np.pi) - np.pi)
-        room += strength * (1 - _rise(away, width * 0.7, width * 1.3)) * _rise(height, -0.25, 0.0)
+        room += strength * (1 - _rise(away, width * 0.6, width * 1.4)) * _rise(height, -0.3, -0.05)
     return room
 
 
@@ -135,7 +135,7 @@ def _steps(light: np.ndarray, tones: int) -> np.ndarray:
     """Light 0..1 in a few tones with soft borders."""
     scaled = light * tones
     base = np.floor(scaled)
-    return np.clip((base + _rise(scaled - base, 0.38, 0.62)) / tones, 0, 1)
+    return np.clip((base + _rise(scaled - base, 0.40, 0.55)) / tones, 0, 1)
 
 
 def _rise(x: np.ndarray, low: float, high: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +36,10 @@ MOVED_M = 0.0008
 
 DRAPE = 12
 """Rounds of averaging over the mesh's edges after which normals are those of cloth, not of the body below it."""
+
+SOFT_ROUNDS, SOFT_SKY, SOFT_HOLLOW = 4, 0.3, 0.3
+"""Hair and sheets of cloth are layers with steps between them, which are no hollows: they are smoothed so often, see at
+least this share of the sky, and count so much as hollows."""
 
 HOLLOW_M = 0.006
 """Size of the hollows that gather patina."""
@@ -118,10 +122,10 @@ def surface_of(bust: Bust) -> Surface:
     order = np.argmax(points.scales_m, axis=1)
     along = np.take_along_axis(axes, order[:, None, None].repeat(3, axis=1), axis=2)[..., 0]
     flat = Surface(positions, normals, along, splats.kind, area, near, sky, np.zeros(len(sky)), shades)
-    smoothed = flat.smooth(sky)
-    return Surface(
-        positions, normals, along, splats.kind, area, near, smoothed, _hollow(positions, normals, near, flat), shades
-    )
+    normals = np.where(soft[:, None], _unit(flat.smooth(normals, SOFT_ROUNDS)), normals)
+    sky = np.where(soft, SOFT_SKY + (1 - SOFT_SKY) * flat.smooth(sky, SOFT_ROUNDS), flat.smooth(sky))
+    hollow = _hollow(positions, normals, near, flat) * np.where(soft, SOFT_HOLLOW, 1.0)
+    return replace(flat, normals=normals, sky=sky, hollow=hollow)
 
 
 def _with_actions(bust: Bust, actions: dict[str, float]) -> np.ndarray:

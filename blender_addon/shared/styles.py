@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 Colour = tuple[float, float, float]
 """CIE Lab: lightness 0..100, a green to red, b blue to yellow."""
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 Texture = Literal["none", "veins", "prints", "strokes", "pores"]
 
@@ -95,9 +98,9 @@ class Look:
 
     Attributes:
         skin: Of the skin; None leaves the photo's colours.
-        hair: Of the hair; None joins it to the skin.
-        cloth: Of the clothes; None joins them to the skin.
-        eyes: Of the white of the eyes and the teeth; None joins them to the skin.
+        hair: Of the hair; None joins it to the skin's palette, if there is one.
+        cloth: Of the clothes; None as above.
+        eyes: Of the eyes and the teeth; None as above.
         material: Answer to light.
         vivid: Factor on the colourfulness of what keeps the photo's colours.
         contrast: The same for their lightness.
@@ -140,15 +143,17 @@ class Style:
 
 
 _DULL = "blurry, low quality, deformed, extra faces, text, watermark"
-_STATUE = Detail(relief=1.0, tone=0.5, carved_eyes=True)
+_STATUE = Detail(relief=1.0, tone=0.9, carved_eyes=True)
 
 _ROWS = (
     Style(
         "golden statue", "Golden Statue", "as a golden statue, polished solid gold, museum lighting",
         f"{_DULL}, skin, painted eyes",
         Look(
-            skin=Palette((68, 8, 58), (4, 0.5, 3)),
-            material=Material(wrap=0.1, gloss=0.8, sharpness=25, mirror=0.7, metal=0.85, rim=0.5),
+            skin=Palette((74, 9, 60), (4, 0.5, 3)),
+            material=Material(
+                wrap=0.05, gloss=0.9, sharpness=30, mirror=0.95, metal=0.85, rim=0.4, shadow=0.75, occlusion=1.0
+            ),
             hair_gloss=0.5, detail=_STATUE,
         ),
         ("gold", "golden"),
@@ -157,10 +162,10 @@ _ROWS = (
         "bronze", "Bronze", "as a bronze bust, dark patinated metal, green patina in the hollows, museum lighting",
         f"{_DULL}, skin, painted eyes",
         Look(
-            skin=Palette((40, 13, 24), (4, 1, 2)),
+            skin=Palette((33, 16, 28), (3, 1, 2)),
             material=Material(
-                wrap=0.1, gloss=0.6, sharpness=30, mirror=0.5, metal=0.7, rim=0.4, patina=(52, -18, 4),
-                patina_amount=0.75, wear=0.4,
+                wrap=0.05, gloss=0.55, sharpness=30, mirror=0.6, metal=0.97, rim=0.4, shadow=0.7, occlusion=1.0,
+                patina=(46, -17, 3), patina_amount=0.7, wear=0.5,
             ),
             hair_gloss=0.4, detail=_STATUE,
         ),
@@ -170,9 +175,9 @@ _ROWS = (
         "marble", "Marble", "as a white marble bust, classical sculpture, museum lighting",
         f"{_DULL}, skin, painted eyes",
         Look(
-            skin=Palette((88, 0.5, 4), (2, 0, 0.5)),
-            material=Material(wrap=0.35, gloss=0.15, sharpness=12, rim=0.2, shadow=0.5),
-            hair_gloss=0.05, detail=Detail(relief=0.9, tone=0.3, texture="veins", texture_amount=0.5, carved_eyes=True),
+            skin=Palette((86, 0.5, 4.5), (2, 0, 0.5)),
+            material=Material(wrap=0.2, gloss=0.12, sharpness=14, rim=0.05, shadow=0.6, occlusion=0.95),
+            hair_gloss=0.05, detail=Detail(relief=0.9, tone=0.8, texture="veins", texture_amount=0.9, carved_eyes=True),
         ),
         ("marble statue", "marble bust"),
     ),
@@ -182,7 +187,7 @@ _ROWS = (
         Look(
             skin=Palette((58, 22, 28), (3, 1, 1)),
             material=Material(wrap=0.2, gloss=0.06, sharpness=6, rim=0.15),
-            hair_gloss=0.0, detail=Detail(relief=1.0, tone=0.4, texture="prints", texture_amount=0.6, carved_eyes=True),
+            hair_gloss=0.0, detail=Detail(relief=1.0, tone=0.8, texture="prints", texture_amount=0.6, carved_eyes=True),
         ),
         ("terracotta",),
     ),
@@ -190,17 +195,34 @@ _ROWS = (
         "3D cartoon", "3D Cartoon", "as a 3D cartoon character, animated film style, smooth shading, soft light",
         f"{_DULL}, photo, realistic",
         Look(
-            material=Material(wrap=0.35, gloss=0.2, sharpness=15, rim=0.35, shadow=0.35, occlusion=0.6),
-            hair_gloss=0.4, detail=Detail(smooth=6, tone=0.2, tones=3, lines=0.5),
+            material=Material(wrap=0.3, gloss=0.14, sharpness=9, rim=0.15, shadow=0.4, occlusion=0.8),
+            vivid=1.35, contrast=0.6, lighten=4, hair_gloss=0.2, detail=Detail(smooth=10, tone=0.3),
         ),
-        ("toon", "cartoon", "3d"),
+        ("cartoon", "3d"),
+    ),
+    Style(
+        "toon", "Toon", "as a comic book drawing, bold ink lines, flat colours in a few tones",
+        f"{_DULL}, photo, realistic",
+        Look(
+            skin=Palette((79, 13, 26), (5, 3, 1), 1.0),
+            hair=Palette((50, 10, 42), (11, 1, 4), 2.0),
+            cloth=Palette((50, 30, 26), (24, 20, 18), 10.0),
+            eyes=Palette((76, 1, 2), (27, 0, 2), 3.0),
+            material=Material(wrap=0.35, rim=0.0, shadow=0.4, occlusion=0.4),
+            hair_gloss=0.2, detail=Detail(smooth=12, tone=0.3, tones=2, lines=1.0),
+        ),
+        ("comic",),
     ),
     Style(
         "anime", "Anime", "as an anime character, cel shading, clean lines, vivid colours",
         f"{_DULL}, photo, realistic",
         Look(
-            material=Material(wrap=0.3, gloss=0.0, rim=0.2, shadow=0.3, occlusion=0.4),
-            hair_gloss=0.6, detail=Detail(smooth=8, tones=2, lines=0.8),
+            skin=Palette((87, 8, 15), (3, 2, 2), 0.8),
+            hair=Palette((58, 18, 46), (9, 3, 4), 2.0),
+            cloth=Palette((52, 6, 6), (26, 12, 12), 14.0),
+            eyes=Palette((78, 2, -4), (24, 0, 8), 3.0),
+            material=Material(wrap=0.4, rim=0.0, shadow=0.3, occlusion=0.3),
+            hair_gloss=0.35, detail=Detail(smooth=14, tones=1, lines=0.9),
         ),
         ("manga",),
     ),
@@ -208,8 +230,8 @@ _ROWS = (
         "oil paint", "Oil Paint", "as an oil painting, visible brush strokes, impasto, warm light",
         f"{_DULL}, photo",
         Look(
-            material=Material(studio=0.4, gloss=0.1, sharpness=10, rim=0.1),
-            detail=Detail(tone=0.6, texture="strokes", texture_amount=0.8),
+            material=Material(studio=0.65, wrap=0.2, gloss=0.12, sharpness=10, rim=0.2, shadow=0.5),
+            vivid=1.3, contrast=1.1, hair_gloss=0.05, detail=Detail(tone=0.4, texture="strokes", texture_amount=1.0),
         ),
         ("oil", "oil painting", "painting"),
     ),
@@ -217,16 +239,18 @@ _ROWS = (
         "green orc", "Green Orc", "as a green orc, green skin, fantasy character, dramatic light",
         f"{_DULL}, human skin",
         Look(
-            skin=Palette((46, -24, 30), (9, -2, 4), 2.0),
-            hair=Palette((16, 0, 2), (7, 1, 2), 1.0),
-            cloth=Palette((28, 5, 12), (10, 1, 3), 3.0),
+            skin=Palette((42, -19, 27), (10, -2, 4), 2.5),
+            hair=Palette((12, 1, 3), (6, 0, 1), 0.5),
+            cloth=Palette((28, 6, 14), (10, 1, 3), 3.0),
+            eyes=Palette((66, 2, 36), (24, -2, 9), 2.0),
             material=Material(wrap=0.2, gloss=0.35, sharpness=18, rim=0.3),
-            hair_gloss=0.3, detail=Detail(relief=1.0, tone=0.8, texture="pores", texture_amount=0.5),
+            hair_gloss=0.08, detail=Detail(relief=1.2, tone=1.0, texture="pores", texture_amount=0.5),
         ),
         ("orc",),
     ),
     Style(
-        "realistic", "Realistic", "a realistic portrait, natural skin, soft studio light", f"{_DULL}, painting, cartoon",
+        "realistic", "Realistic", "a realistic portrait, natural skin, soft studio light",
+        f"{_DULL}, painting, cartoon",
         Look(material=Material(studio=0.0)), ("photo",),
     ),
 )  # fmt: skip
@@ -244,8 +268,72 @@ def find_style(text: str) -> Style | None:
     return None
 
 
+def style_settings(text: str) -> dict[str, str]:
+    """The settings that a command line's `--style TEXT_OR_FILE` stands for.
+
+    Raises:
+        ValueError: If the text is a picture's name and there is no such file; one line.
+    """
+    if text.strip() and Path(text).is_file():
+        return {"style": "", "style_image": text}
+    if text.lower().endswith(PICTURES) and " " not in text.strip():
+        raise ValueError(f"there is no picture {text}; give a file that is there, a preset or your own words")
+    return {"style": text}
+
+
+Way = Literal["palette", "sas", "edit", "none"]
+
+
+def expected_way(
+    style: str, has_picture: bool, way: str, *, installed: bool, editor: bool, fast: bool
+) -> tuple[Way, str]:
+    """Which way a portrait will go, and why, in a line for people.
+
+    Args:
+        style: Preset or own words.
+        has_picture: A style picture is chosen.
+        way: What was asked for: auto, palette, sas or edit.
+        installed: The model of Style Aligned Sampling is there.
+        editor: A model that edits pictures is there.
+        fast: There is a graphics card to run it on.
+    """
+    known = has_picture or find_style(style) is not None
+    if not style.strip() and not has_picture:
+        return "none", "Name a style, or choose a style picture"
+    if way == "edit":
+        line = (
+            "The photo is restyled first"
+            if editor
+            else "No image editor is installed: fetch flux2-klein, or choose Auto"
+        )
+        return ("edit" if editor else "none"), line
+    if way == "sas" or (way == "auto" and installed and (fast or not known)):
+        if not installed:
+            return "none", "Stable Diffusion 1.5 is not installed: fetch sd15 in the preferences, or choose Auto"
+        return "sas", "Style Aligned Sampling" + ("" if fast else "; without a graphics card it takes many hours")
+    if not known:
+        return "none", "Own words need an image model: fetch sd15 in the preferences, or choose a preset"
+    why = "" if way == "palette" else ", as no image model is installed"
+    if way == "auto" and installed:
+        why = ", as the image model would take hours without a graphics card"
+    return "palette", f"By palette and material, in about a minute{why}"
+
+
 def _plain(text: str) -> str:
     return "".join(sign for sign in text.casefold() if sign.isalnum())
 
 
-__all__ = ["STYLES", "Colour", "Detail", "Look", "Material", "Palette", "Style", "Texture", "find_style"]
+__all__ = [
+    "PICTURES",
+    "STYLES",
+    "Colour",
+    "Detail",
+    "Look",
+    "Material",
+    "Palette",
+    "Style",
+    "Texture",
+    "expected_way",
+    "find_style",
+    "style_settings",
+]
