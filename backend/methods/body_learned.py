@@ -23,7 +23,6 @@ from backend.diffusion.load import Folders
 from backend.errors import FAILED, UserError
 from backend.human.dress import Dressed
 from backend.human.first_texture import FirstTexture
-from backend.human.fit import BodyFit
 from backend.human.frame_targets import FrameStore, Helpers, PackedFrame, vertex_labels
 from backend.human.generated_motion import (
     CheckedMotion,
@@ -35,7 +34,6 @@ from backend.human.generated_motion import (
 )
 from backend.human.installed_helpers import installed_helpers
 from backend.human.model import BodyModel
-from backend.human.more_photos import fit_more_photos
 from backend.human.personal import Personal
 from backend.human.pose_tracks import FRAMES_PER_SECOND, PoseSequence, ground, training_motions
 from backend.human.skin_field import FieldSettings, diffuse
@@ -43,7 +41,6 @@ from backend.human.training_frames import TrainingSet, training_set
 from backend.human.video_camera import Subject, motion_camera
 from backend.memory import is_exhaustion
 from backend.perception.people import Person
-from backend.perception.photo import read_photo
 from backend.pipeline import Stage
 from backend.splats.bound import BoundSplats
 from backend.splats.optimise_persona import PersonaSettings, optimise_persona, terms_left_out
@@ -183,6 +180,10 @@ class Learned:
     numbers: dict[str, np.ndarray]
     made_by: tuple[str, ...]
 
+    def put_into(self, avatar: PersonaAvatar) -> None:
+        """Give an avatar that `first_avatar` made what was learned."""
+        avatar.load_state_dict({name: torch.as_tensor(value) for name, value in self.numbers.items()})
+
 
 def learned_stages(request: BodyRequest, tools: Tools | None = None) -> list[Stage]:
     """The stages after "Match the photo"; the last provides "persona", a `Part` with a `BoundPersona`."""
@@ -190,15 +191,13 @@ def learned_stages(request: BodyRequest, tools: Tools | None = None) -> list[Sta
     count = MOTIONS + len(request.motions)
     shown = tuple(f"shown_{number}" for number in range(1, count + 1))
     found = tuple(f"found_{number}" for number in range(1, count + 1))
-    more = ("further",) if request.photos else ()
-    fit_more = Stage("Fit the further photos", ("subject", "body", "fit", "folder"), more, path.fit_further)
+    more = ("again",) if request.photos else ()
     return [
         Stage("Plan the motions", (*WEARING, "folder"), ("subject", "motions"), path.plan, keep=False),
-        *([fit_more] if more else []),
         *(
             Stage(
-                f"Show motion {k + 1}", ("subject", "motions", "models"), (shown[k],), path.show(k),
-                economies=(f"shown in {HALF_PICTURES}",),
+                f"Show motion {k + 1}", ("subject", "motions", "models", *shown[max(k - 1, 0) : k]), (shown[k],),
+                path.show(k), economies=(f"shown in {HALF_PICTURES}",),
             )
             for k in range(count)
         ),
@@ -236,16 +235,14 @@ class _Path:
         ]
         return subject, tuple(_every(motion, self._settings.every) for motion in motions)
 
-    def fit_further(self, subject: Subject, body: BodyModel, fit: BodyFit, folder: Path, context: Context) -> Part:
-        """The same person in other photos."""
-        photos = [read_photo(folder / name) for name in self._request.photos]
-        made = fit_more_photos(photos, subject, body, fit.betas, context)
-        return Part(tuple(each.picture for each in made), tuple(line for each in made for line in each.warnings))
-
     def show(self, number: int) -> Callable[..., Part]:
         """The stage of one motion."""
 
-        def run(subject: Subject, motions: Sequence[PoseSequence], models: Folders, context: Context) -> Part:
+        def run(subject: Subject, motions: Sequence[PoseSequence], models: Folders, *rest: Any) -> Part:
+            *before, context = rest
+            if before and before[0].value is None:
+                return Part(None)
+
             def work() -> GeneratedMotion:
                 frames = _smaller(self._settings.frames, context.economy)
                 _check_space(context, sum(len(motion) for motion in motions) * frames.width_px * frames.height_px)
@@ -275,14 +272,14 @@ class _Path:
     def prepare(self, subject: Subject, models: Folders, *rest: Any) -> Part:
         """Targets of the frames that stay; `rest` is further photos, what was shown, what was found, the context."""
         *parts, context = rest
+        further = [each.picture for each in parts.pop(0).photos] if self._request.photos else []
         if any(part.value is None for part in parts):
             return Part(None)
-        further = parts.pop(0).value if self._request.photos else ()
 
         def work() -> Targets:
             half = len(parts) // 2
             checked = [b.value.about(a.value) for a, b in zip(parts[:half], parts[half:], strict=True)]
-            helpers, mix = self._tools.helpers(models, context), self._template(subject).mix
+            helpers, mix = self._tools.helpers(models, context), template_of(subject, self._settings).mix
             made = training_set(subject, checked, helpers, context, self._settings.frames, mix, further)
             assert made.texture is not None
             return Targets(made.frames.packed, made.albedo, made.face, made.texture, made.report)
@@ -299,7 +296,7 @@ class _Path:
             settings = self._settings.persona
             settings = replace(settings, picture_px=settings.picture_px >> context.economy)
             perceptual = _perceptual(settings, models, context)
-            avatar = self._avatar(subject, matched, targets.value, context)
+            avatar = first_avatar(subject, matched, targets.value, self._settings, context)
             training = targets.value.training()
             frames = persona_frames(training, settings.picture_px, settings.face_px, context.device)
             optimise_persona(avatar, frames, settings, context, perceptual)
@@ -323,9 +320,8 @@ class _Path:
             return Part(None)
 
         def work() -> BoundPersona:
-            avatar = self._avatar(subject, matched, targets.value, context)
-            numbers = {name: torch.as_tensor(value) for name, value in learned.value.numbers.items()}
-            avatar.load_state_dict(numbers)
+            avatar = first_avatar(subject, matched, targets.value, self._settings, context)
+            learned.value.put_into(avatar)
             carrier = Carrier(subject.rest_m, subject.body.triangles, subject.body.outer)
             poses = np.concatenate([motion.poses for motion in motions])
             chosen = np.unique(np.linspace(0, len(poses) - 1, min(self._settings.poses, len(poses))).astype(int))
@@ -335,30 +331,43 @@ class _Path:
 
         return _part(work, context)
 
-    def _template(self, subject: Subject) -> Template:
-        body, settings = subject.body, self._settings
-        return make_template(
-            subject.rest_m, body.triangles, body.twist.skin_weights, subject.personal.joints_m, twist=body.twist,
-            action_offsets_m=subject.personal.action_offsets_m, regions=body.regions,
-            subdivisions=settings.persona.subdivisions, hops=settings.deformation.hops,
-        )  # fmt: skip
 
-    def _avatar(self, subject: Subject, matched: BoundSplats, targets: Targets, context: Context) -> PersonaAvatar:
-        """Where learning begins; the same seed begins at the same place."""
-        template, settings = self._template(subject), self._settings
-        context.progress("weights about the body", 0, 1)
-        weights = diffuse(template.points_m, template.weights, settings.weights, context.device)
-        beside = matched.select(np.isin(matched.kind, OUTLINE))
-        layer = OutlineLayer(beside, subject.rest_m, subject.body.triangles) if len(beside) else None
-        labels = mixed(vertex_labels(subject), template.mix)
-        colours, own = first_colours(subject, template, matched, targets.texture)
-        with torch.random.fork_rng():
-            torch.manual_seed(context.seed)
-            made = PersonaAvatar(
-                template, weights, colours, settings.deformation, settings.persona.requery_every, own_colours=own,
-                labels=labels, layer=layer,
-            )  # fmt: skip
-        return made.to(context.device)
+def template_of(subject: Subject, settings: LearnSettings) -> Template:
+    """The subdivided body of a dressed person."""
+    body = subject.body
+    return make_template(
+        subject.rest_m, body.triangles, body.twist.skin_weights, subject.personal.joints_m, twist=body.twist,
+        action_offsets_m=subject.personal.action_offsets_m, regions=body.regions,
+        subdivisions=settings.persona.subdivisions, hops=settings.deformation.hops,
+    )  # fmt: skip
+
+
+def first_avatar(
+    subject: Subject, matched: BoundSplats, targets: Targets, settings: LearnSettings, context: Context
+) -> PersonaAvatar:
+    """Where learning begins: the photo-only result on PERSONA's body; the same seed begins at the same place.
+
+    Args:
+        subject: Who it is.
+        matched: The photo-only path's Gaussians.
+        targets: Of the frames.
+        settings: Sizes.
+        context: Device, seed, progress.
+    """
+    template = template_of(subject, settings)
+    context.progress("weights about the body", 0, 1)
+    weights = diffuse(template.points_m, template.weights, settings.weights, context.device)
+    beside = matched.select(np.isin(matched.kind, OUTLINE))
+    layer = OutlineLayer(beside, subject.rest_m, subject.body.triangles) if len(beside) else None
+    labels = mixed(vertex_labels(subject), template.mix)
+    colours, own = first_colours(subject, template, matched, targets.texture)
+    with torch.random.fork_rng():
+        torch.manual_seed(context.seed)
+        made = PersonaAvatar(
+            template, weights, colours, settings.deformation, settings.persona.requery_every, own_colours=own,
+            labels=labels, layer=layer,
+        )  # fmt: skip
+    return made.to(context.device)
 
 
 def first_colours(
@@ -462,4 +471,4 @@ def _check_space(context: Context, pixels: int) -> None:
         raise UserError(text, FAILED, "DISK_FULL")
 
 
-__all__ = ["Learned", "LearnSettings", "Part", "Targets", "Tools", "learned_stages", "read_motion"]
+__all__ = ["LearnSettings", "Learned", "Part", "Targets", "Tools", "first_avatar", "learned_stages", "read_motion"]

@@ -16,7 +16,7 @@ from backend.context import Context
 from backend.human.lbs import apply_transforms, rotation_matrices, vertex_transforms
 from backend.splats.bound import BoundSplats, Kind, concatenate, triangle_frames
 from backend.splats.distil import Distilled, Errors, distil, errors, regions_of
-from backend.splats.persona import OPACITY, PersonaAvatar, Template
+from backend.splats.persona import OPACITY, Branch, PersonaAvatar, Template
 from backend.splats.pose_deformation import joint_mask, pose_code
 from blender_addon.shared.controls import Controls, pack_controls
 from blender_addon.shared.skeleton import JOINT_NAMES
@@ -28,6 +28,13 @@ INSIDE = (Kind.EYE, Kind.TEETH, Kind.MOUTH)
 """What the photo-only path draws finer than the proxy's mesh."""
 
 STAGE = "Distil into controls"
+TRIED = 24
+"""Poses in which triangles are compared."""
+
+FARTHEST_M = 0.06
+"""No control moves a Gaussian farther in the poses that it is distilled from: what seems to is a triangle that turns
+over."""
+
 LOOKED_AT = 60
 """Poses in which errors are measured; all of them would take gigabytes."""
 
@@ -106,8 +113,8 @@ def bind_persona(
         Cancelled: If the user cancelled.
     """
     kept = _kept(avatar.template, carrier, outline)
-    anchors = _anchors(avatar, carrier, kept)
-    avatar.asked, avatar.requery_every = (None, 0), len(poses) + 2  # it does not change any more
+    avatar.asked, avatar.requery_every = (None, 0), 1 << 30  # it does not change any more
+    anchors = _anchors(avatar, carrier, kept, poses[:: max(1, len(poses) // TRIED)])
     plain_rest, rest = anchors.places(avatar, np.zeros((55, 3)))
     codes = np.stack([_code(pose) for pose in poses])
     local = np.empty((len(poses), *rest.shape), np.float32)
@@ -115,7 +122,8 @@ def bind_persona(
     plain = np.empty((len(looked_at), *rest.shape), np.float32)
     for number, pose in enumerate(poses):
         context.progress(STAGE, number, len(poses))
-        without, local[number] = anchors.places(avatar, pose)
+        without, moved = anchors.places(avatar, pose)
+        local[number] = rest + _shortened(moved - rest, FARTHEST_M)
         plain[looked_at == number] = without
     distilled = distil(local, codes, rest, regions_of(anchors.weights, anchors.listens), controls)
     moves = anchors.listens.any(1)[:, None]
@@ -146,26 +154,20 @@ class _Anchors:
     kept: np.ndarray
     carrier: Carrier
 
-    @torch.no_grad()
     def places(self, avatar: PersonaAvatar, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places in the triangles' frames, two arrays [M, 3] float32: without and with the network's displacement."""
-        template, vertices = avatar.template, np.asarray(self.carrier.vertices_m, np.float64)
-        turns = torch.as_tensor(np.asarray(pose, np.float32)).to(avatar.mean_offsets_m)
-        posed = avatar.pose(turns, torch.zeros_like(turns[0]))
-        weights = template.weights[: len(vertices)].astype(np.float64)  # subdivision keeps the proxy's own points first
-        matrices = vertex_transforms(template.joints_m, pose, weights, None, template.twist)
-        vertices = apply_transforms(matrices, vertices)
+        means, vertices = _posed(avatar, self.carrier, pose)
         faces = self.carrier.triangles[self.triangles]
         frames, _ = triangle_frames(vertices, faces)
         foot = np.einsum("nk,nkc->nc", self.bary, vertices[faces])
-        both = (_numpy(posed.means_m(branch)).astype(np.float64)[self.kept] - foot for branch in ("plain", "refined"))
-        plain, refined = (np.einsum("nji,nj->ni", frames, offsets).astype(np.float32) for offsets in both)
+        offsets = (means[branch][self.kept] - foot for branch in ("plain", "refined"))
+        plain, refined = (np.einsum("nji,nj->ni", frames, off).astype(np.float32) for off in offsets)
         return plain, refined
 
 
-def _anchors(avatar: PersonaAvatar, carrier: Carrier, kept: np.ndarray) -> _Anchors:
+def _anchors(avatar: PersonaAvatar, carrier: Carrier, kept: np.ndarray, poses: np.ndarray) -> _Anchors:
     template = avatar.template
-    triangles = carrier_triangles(template, len(carrier.triangles))[kept]
+    triangles = _steadiest(avatar, carrier, poses)[kept]
     mix, rows, faces = template.mix[kept], np.arange(len(kept)), carrier.triangles[triangles]
     bary = np.stack([np.asarray(mix[rows, faces[:, corner]]).ravel() for corner in range(3)], 1)
     weights = template.weights[kept]
@@ -184,17 +186,54 @@ def _anchors(avatar: PersonaAvatar, carrier: Carrier, kept: np.ndarray) -> _Anch
     )
 
 
-def carrier_triangles(template: Template, count: int) -> np.ndarray:
-    """[N] of `count` proxy triangles the one that each point of the template lies on.
+def _steadiest(avatar: PersonaAvatar, carrier: Carrier, poses: np.ndarray) -> np.ndarray:
+    """[N] of the triangles that meet in each point of the template the one that carries its Gaussian best.
 
-    Subdivision appends the parts of all triangles in their order, so that a part's number gives its triangle back. Of a
-    point on an edge or a vertex the triangle with the first number is taken.
+    A triangle in an armpit may turn over where the body about it hardly moves, and throw about what stands off it.
+    """
+    template = avatar.template
+    points, triangles = candidates(template, len(carrier.triangles))
+    cost, first = np.zeros(len(points)), None
+    for pose in (np.zeros((55, 3)), *poses):
+        means, vertices = _posed(avatar, carrier, pose)
+        frames, _ = triangle_frames(vertices, carrier.triangles)
+        off = (means["plain"][: len(template)] - template.mix @ vertices)[points]
+        local = np.einsum("nji,nj->ni", frames[triangles], off)
+        first = local if first is None else first
+        cost += ((local - first) ** 2).sum(1)
+    order = np.lexsort([triangles, cost, points])
+    best = order[np.flatnonzero(np.diff(points[order], prepend=-1))]
+    found = np.zeros(len(template), np.int64)
+    found[points[best]] = triangles[best]
+    return found
+
+
+@torch.no_grad()
+def _posed(avatar: PersonaAvatar, carrier: Carrier, pose: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Means [N + M, 3] of both branches, and the proxy's vertices [V, 3], float64."""
+    template, rest = avatar.template, np.asarray(carrier.vertices_m, np.float64)
+    turns = torch.as_tensor(np.asarray(pose, np.float32)).to(avatar.mean_offsets_m)
+    posed = avatar.pose(turns, torch.zeros_like(turns[0]))
+    weights = template.weights[: len(rest)].astype(np.float64)  # subdivision keeps the proxy's own points first
+    vertices = apply_transforms(vertex_transforms(template.joints_m, pose, weights, None, template.twist), rest)
+    branches: tuple[Branch, ...] = ("plain", "refined")
+    return {branch: _numpy(posed.means_m(branch)).astype(np.float64) for branch in branches}, vertices
+
+
+def candidates(template: Template, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every pair of a point of the template and one of `count` proxy triangles that it lies on: two arrays [E].
+
+    Subdivision appends the parts of all triangles in their order, so that a part's number gives its triangle back.
     """
     parents = np.arange(len(template.triangles)) % count
-    found = np.full(len(template), count)
-    for corner in range(3):
-        np.minimum.at(found, template.triangles[:, corner], parents)
-    return found
+    pairs = np.unique(template.triangles.ravel() * count + np.repeat(parents, 3))
+    return pairs // count, pairs % count
+
+
+def _shortened(vectors: np.ndarray, longest: float) -> np.ndarray:
+    """Vectors [M, 3] of at most that length."""
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors * np.minimum(1, longest / np.maximum(length, 1e-12))
 
 
 def _code(pose: np.ndarray) -> np.ndarray:
