@@ -8,6 +8,7 @@ both sources. Nothing is downloaded and nothing is unpickled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -98,23 +99,37 @@ class Lpips:
         Raises:
             ValueError: If the pictures are no [B, 3, H, W] of at least 16 px, or differ in shape.
         """
-        if (
-            image.shape != target.shape
-            or image.ndim != 4
-            or image.shape[1] != 3
-            or min(image.shape[2:]) < LEAST_SIZE_PX
-        ):
-            raise ValueError(
-                f"LPIPS compares pictures [B, 3, H, W] of at least {LEAST_SIZE_PX} px, "
-                f"not {list(image.shape)} and {list(target.shape)}"
-            )
-        with torch.no_grad():
-            wanted = self.features(target)
-        total = image.new_zeros(())
-        for block, (ours, theirs) in enumerate(zip(self.features(image), wanted, strict=True)):
-            linear = self._weights[f"lin{block}.model.1.weight"].to(ours)
-            total = total + functional.conv2d((ours - theirs).square(), linear).mean()
-        return total
+        return self.against(target)(image)
+
+    def against(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """The loss of pictures before one target [B, 3, H, W], whose features are found once.
+
+        Raises:
+            ValueError: As the loss itself, when it is asked.
+        """
+        wanted: list[Tensor] = []
+
+        def loss(image: Tensor) -> Tensor:
+            if (
+                image.shape != target.shape
+                or image.ndim != 4
+                or image.shape[1] != 3
+                or min(image.shape[2:]) < LEAST_SIZE_PX
+            ):
+                raise ValueError(
+                    f"LPIPS compares pictures [B, 3, H, W] of at least {LEAST_SIZE_PX} px, "
+                    f"not {list(image.shape)} and {list(target.shape)}"
+                )
+            if not wanted:
+                with torch.no_grad():
+                    wanted.extend(self.features(target))
+            total = image.new_zeros(())
+            for block, (ours, theirs) in enumerate(zip(self.features(image), wanted, strict=True)):
+                linear = self._weights[f"lin{block}.model.1.weight"].to(ours)
+                total = total + functional.conv2d((ours - theirs).square(), linear).mean()
+            return total
+
+        return loss
 
     def features(self, image: Tensor) -> list[Tensor]:
         """The five compared feature maps of [B, 3, H, W] 0..1, of unit length per pixel."""

@@ -7,15 +7,16 @@ model's texture swims, its outlines do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from backend.raster import Cameras
 from backend.splats.cloud_losses import depth_loss, l1_loss, mask_loss, photometric_loss
-from backend.splats.perceptual import PerceptualLoss
+from backend.splats.perceptual import Lpips, PerceptualLoss
 from backend.splats.persona import PersonaAvatar, PosedPersona, part_colours, vertex_normals
 from backend.splats.persona_drawing import FrameDrawing, Pictures, draw_frame
 
@@ -152,13 +153,13 @@ def frame_terms(
     terms: dict[str, Tensor] = {}
     if side.image:
         terms["image"] = side.image * compare(over(plain, "colours", frame.image), frame.image)
-    if side.albedo and frame.albedo is not None:
-        terms["albedo"] = side.albedo * compare(over(plain, "colours", frame.albedo), frame.albedo)
     if side.refined_image:
         terms["refined image"] = side.refined_image * compare(over(refined, "colours", frame.image), frame.image)
     if side.own_refined_image:
         own = over(refined, "own", frame.image, refined["alpha"].detach())
         terms["own refined image"] = side.own_refined_image * compare(own, frame.image)
+    if side.albedo and frame.albedo is not None:
+        terms["albedo"] = side.albedo * compare(over(plain, "colours", frame.albedo), frame.albedo)
     if side.mask:
         terms["mask"] = side.mask * (mask_loss(plain["alpha"], frame.mask) + mask_loss(refined["alpha"], frame.mask))
     if side.geometry:
@@ -186,16 +187,25 @@ class _Likeness:
     def __init__(self, seam: Tensor | None, weights: PersonaWeights, perceptual: PerceptualLoss | None) -> None:
         self._counts = None if seam is None else torch.where(seam > 0, weights.in_seam, 1.0)
         self._weight, self._perceptual = weights.perceptual, perceptual
+        self._last: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None
 
     def __call__(self, picture: Tensor, target: Tensor) -> Tensor:
         loss = photometric_loss(picture, target, self._counts)
         if self._perceptual is None or not self._weight:
             return loss
         if self._counts is not None:
-            picture, target = picture * self._counts, target * self._counts
+            picture = picture * self._counts
         # half the bits are enough for features, and twice as fast where there are matrix units for them
         with torch.autocast(picture.device.type, torch.bfloat16, enabled=picture.device.type == "cuda"):
-            return loss + self._weight * self._perceptual(picture[None], target[None]).float()
+            return loss + self._weight * self._against(self._perceptual, target)(picture[None]).float()
+
+    def _against(self, perceptual: PerceptualLoss, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """Pictures before one target come one after the other: its features are found once."""
+        if self._last is None or self._last[0] is not target:
+            shown = (target if self._counts is None else target * self._counts)[None]
+            ready = perceptual.against(shown) if isinstance(perceptual, Lpips) else partial(perceptual, target=shown)
+            self._last = target, ready
+        return self._last[1]
 
 
 def over(pictures: Pictures, name: str, behind: Tensor, alpha: Tensor | None = None) -> Tensor:
