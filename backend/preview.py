@@ -147,8 +147,9 @@ def write_bust_sheet(path: Path, photo: np.ndarray, cloud: GaussianCloud, avatar
         context: Progress and cancelling.
     """
     cells = [_letterbox(photo, CELL_PX)]
+    expression = photo_actions(avatar)
     for azimuth in (0.0, 40.0, 90.0, 180.0):
-        cells.append(draw_bust(cloud, avatar, azimuth_deg=azimuth))
+        cells.append(draw_bust(cloud, avatar, expression, azimuth_deg=azimuth))
         context.progress("contact sheet", len(cells), 8)
     for actions, turn in BUST_ACTIONS:
         cells.append(draw_bust(cloud, avatar, actions, turn))
@@ -162,7 +163,7 @@ def write_bust_sheet(path: Path, photo: np.ndarray, cloud: GaussianCloud, avatar
 BUST_ACTIONS: tuple[tuple[dict[str, float], float], ...] = (
     ({"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0}, 0.0),
     ({"jawOpen": 0.6}, 0.0),
-    ({"mouthSmileLeft": 0.7, "mouthSmileRight": 0.7, "jawOpen": 0.15}, -25.0),
+    ({"mouthPucker": 0.6, "browInnerUp": 0.6}, -25.0),
 )
 """Facial actions and turn of the head (degrees to the subject's left) on a bust's contact sheet."""
 

@@ -7,6 +7,8 @@ or before all that, by an image model that edits the photo.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +45,13 @@ ITERATIONS = {"fast": 30, "balanced": 60, "best": 250}
 FINEST_CLOTH_M = 0.0026
 """Clothes fill the picture of a bust: larger Gaussians (standard deviation) are split into four."""
 
+NOSE_REACH = 1.1
+"""The nose's tip is so far from the middle of the head, in half widths of the face."""
+
+TURNED_DEG, PROFILE_DEG = 28.0, 51.0
+"""From here on the result says so; beyond the second a face is refused. Landmarks tell 30 from 60 degrees to 2 degrees,
+and never more than 60."""
+
 PALETTE = "colours and material by rule (no generative model)"
 
 
@@ -78,8 +87,24 @@ def stages(request: PortraitRequest, models: Weights) -> list[Stage]:
         chain += [Stage("Paint the style", ("bust", "request", "folder"), ("styled", "made_by"), _paint)]
     else:
         chain += [Stage("Keep the edited colours", ("bust",), ("styled",), _as_matched)]
+    return [*chain, _written(notes(request, way))]
+
+
+def _written(warnings: tuple[str, ...]) -> Stage:
     needs = ("person", "body", "fit", "bust", "styled", "made_by", "folder")
-    return [*chain, Stage("Write the portrait", needs, ("outcome",), _write, keep=False)]
+    return Stage("Write the portrait", needs, ("outcome",), partial(_write, warnings), keep=False)
+
+
+def notes(request: PortraitRequest, way: str) -> tuple[str, ...]:
+    """What of a request has no influence on its way, a line each."""
+    if way != "palette":
+        return ()
+    lines: list[str] = []
+    if request.negative.strip():
+        lines.append("What to avoid is for image models; without one it was not used.")
+    if request.style_image and request.style.strip() and request.style != PortraitRequest().style:
+        lines.append(f"The style picture's colours were taken, not the style '{request.style.strip()[:40]}'.")
+    return tuple(lines)
 
 
 def choose_way(request: PortraitRequest, models: Weights) -> Literal["palette", "sas", "edit"]:
@@ -115,13 +140,30 @@ def _fetch(missing: tuple[str, ...]) -> str:
 
 
 def _find(photo: Photo, request: PortraitRequest, context: Context) -> Person:
-    person = find_person(photo.image, request.person, context)
+    person = find_person(photo.image, request.person, context, from_behind=True)
     if not len(person.face_px):
         raise UserError(
-            "No face was recognised in the photo; use one in which the face is larger and looks towards the camera.",
+            "No face was recognised in the photo; use one in which the face is larger and seen from the front.",
             kind="BAD_IMAGE",
         )
-    return person
+    turn = face_turn_deg(person.face_px)
+    if turn > PROFILE_DEG:
+        raise UserError(
+            f"The face is seen in profile, turned by about {turn:.0f} degrees; use a photo in which it looks towards"
+            " the camera.",
+            kind="BAD_IMAGE",
+        )
+    if turn < TURNED_DEG:
+        return person
+    line = f"The face is turned by about {turn:.0f} degrees; its hidden side is made from the visible one."
+    return replace(person, warnings=(*person.warnings, line))
+
+
+def face_turn_deg(face_px: np.ndarray) -> float:
+    """By how much a face is turned to a side, from its landmarks [478, 3] px: the nose's place between the cheeks."""
+    nose, right, left = (face_px[k, 0] for k in (1, 234, 454))
+    half = max(abs(left - right) / 2, 1e-6)
+    return float(np.degrees(np.arctan(abs(nose - 0.5 * (left + right)) / half / NOSE_REACH)))
 
 
 def _dress(person: Person, body: BodyModel, personal: Personal, context: Context) -> tuple[np.ndarray, Dressed]:
@@ -186,6 +228,7 @@ def _paint(bust: Bust, request: PortraitRequest, folder: Path, context: Context)
 
 
 def _write(
+    warnings: tuple[str, ...],
     person: Person,
     body: BodyModel,
     fit: BodyFit,
@@ -198,7 +241,7 @@ def _write(
     cloud, avatar = build_avatar(bust.body, bust.personal, fit.betas, bust.vertices_m, styled)
     write_bundle(folder, cloud, avatar)
     write_bust_sheet(folder / "preview.png", person.image, cloud, avatar, context)
-    return Outcome(generators=(*made_by, body_title(body), "mediapipe 0.10.21 (Apache-2.0)"))
+    return Outcome(generators=(*made_by, body_title(body), "mediapipe 0.10.21 (Apache-2.0)"), warnings=warnings)
 
 
-__all__ = ["choose_way", "stages"]
+__all__ = ["choose_way", "face_turn_deg", "notes", "stages"]
