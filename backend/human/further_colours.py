@@ -21,7 +21,7 @@ from backend.human.dress import Dressed
 from backend.human.fit import BodyFit
 from backend.human.model import BodyModel
 from backend.human.more_photos import FurtherPhoto, fit_more_photos
-from backend.human.outline_flow import outline_flow, pulled
+from backend.human.outline_flow import detail_flow, joined, outline_flow, pulled
 from backend.human.personal import Personal
 from backend.human.video_camera import Subject
 from backend.perception.people import Label, Person
@@ -281,8 +281,12 @@ class _PulledPhoto:
     @staticmethod
     def of(look: _Look, photo: FurtherPhoto, settings: FurtherSettings) -> _PulledPhoto:
         shown = photo.picture
-        drawn = render(look.posed, to_cameras(look.camera))[1][0]
-        flow = outline_flow(drawn, shown.mask)
+        colours, alpha = (picture[0] for picture in render(look.posed, to_cameras(look.camera)))
+        flow = outline_flow(alpha, shown.mask)
+        mask = pulled(np.asarray(shown.mask, np.float32), flow)
+        # the rule goes on with the rows of the front, so that stripes and belts meet at the flanks
+        inner = detail_flow(colours, pulled(shown.image, flow) / 255.0, (mask > 0.5) & (alpha > 0.5))
+        flow = joined(flow, inner)
         mask = pulled(np.asarray(shown.mask, np.float32), flow)
         labels = pulled(np.asarray(photo.labels, np.uint8), flow, nearest=True)
         where = counted_pixels(mask, np.zeros(mask.shape, bool))

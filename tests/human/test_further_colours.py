@@ -15,7 +15,7 @@ from backend.context import Context
 from backend.errors import UserError
 from backend.human.further_colours import add_colours, fit_photos
 from backend.human.model import load_default_body
-from backend.human.outline_flow import outline_flow, pulled
+from backend.human.outline_flow import detail_flow, joined, outline_flow, pulled
 from backend.splats.bound import BoundSplats
 from tests.human.oracle_splats import behind, dressed, photo_from_behind, psnr, splats, truth
 
@@ -93,6 +93,27 @@ def test_a_drawing_is_moved_onto_the_photos_outline() -> None:
     before, after = (((a > 0.5) & (drawn > 0.5)).sum() / ((a > 0.5) | (drawn > 0.5)).sum() for a in (shown, moved))
     assert after > 0.5 * (1 + before), (before, after)
     assert np.abs(flow).max() < 0.06 * 360 and np.abs(flow[300, 110]).max() < 1.0, "what fits stays"
+
+
+def striped(up_px: float, contrast: float = 0.5) -> np.ndarray:
+    rows = np.arange(400)[:, None] + up_px
+    return np.repeat(np.broadcast_to(0.5 + contrast * np.sin(rows / 3.5) * 0.5, (400, 260))[..., None], 3, axis=2)
+
+
+@pytest.mark.parametrize("up_px", [-3.0, 2.0])
+def test_stripes_are_moved_onto_stripes(up_px: float) -> None:
+    where = figure_outline(0, 0) > 0.5
+    flow = detail_flow(striped(0), striped(up_px), where)
+    inside = cv2.erode(where.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+    assert np.median(flow[inside, 1]) == pytest.approx(-up_px, abs=1.2) and np.abs(np.median(flow[inside, 0])) < 0.5
+    both = joined(np.full_like(flow, 2.0), flow)
+    np.testing.assert_allclose(both, flow + 2.0, atol=1e-5)
+
+
+def test_what_the_drawing_does_not_show_moves_nothing() -> None:
+    where = figure_outline(0, 0) > 0.5
+    assert np.abs(detail_flow(striped(0, 0.0), striped(3.0), where)).max() < 0.3, "a print on a plain back stays"
+    assert not detail_flow(striped(0), striped(3.0), np.zeros_like(where)).any()
 
 
 @pytest.mark.parametrize("empty", [0, 1])
