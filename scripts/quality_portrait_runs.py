@@ -2,7 +2,7 @@
 
 The oracle's models (tests/oracles/portrait_*.py) are handed to the method as the published ones are, as arrays behind
 `interfaces.Denoiser`. Identity, style and the strength of every defect are drawn by seed; every fourth seed has no
-spread (what makes guidance overshoot), every fourth no bias towards faces. Lengths: a head is one unit high, 0.25 m.
+spread of pictures around the bank's, every fourth no bias towards faces. Lengths: a head is one unit high, 0.25 m.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ SDS = {"sds_7.5": (7.5, 0.0), "sds_20": (20.0, 0.0), "sds_50": (50.0, 0.0), "sds
 STRIP_DEG = (0.0, 40.0, 80.0, 140.0, 180.0, 220.0, 280.0, 320.0)
 """Sides that are shown on sheets."""
 
-VARIANTS = ("sas", *SDS, "no_identity", "no_around", "around_x10", "default_growth")
+SCALES = {"sas_1": (1.0, 1.0), "sds_1": (1.0, 0.0), "sas_7.5": (7.5, 1.0)}
+"""Guidance scale and strength of the style map: what the map gains or costs where the scale overshoots less or not."""
+
+VARIANTS = ("sas", *SDS, "no_identity", "no_around", "default_growth", *SCALES)
 
 
 @dataclass(frozen=True)
@@ -207,8 +210,9 @@ def settings_of(case: Case) -> StyliseSettings:
     if case.variant in SDS:
         scale, rescale = SDS[case.variant]
         settings = replace(settings, portrait=Guidance(scale, rescale, steps=SAS_STEPS, style_strength=0.0))
-    if case.variant == "around_x10":
-        settings = replace(settings, around_weight=10 * settings.around_weight)
+    if case.variant in SCALES:
+        scale, strength = SCALES[case.variant]
+        settings = replace(settings, portrait=Guidance(scale, steps=SAS_STEPS, style_strength=strength))
     return settings
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,14 @@ def test_quick_shows_what_every_part_is_worth(tmp_path: Path, capsys: pytest.Cap
     shown = capsys.readouterr().out
     assert file.is_file() and list(tmp_path.glob("portrait_*.png"))
     lines = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
-    rows = {row["name"]: row for row in __import__("json").loads(file.read_text())}
+    rows = {row["name"]: row for row in json.loads(file.read_text())}
     sas, sds = rows["portrait_sas_saturation_error"]["value"], rows["portrait_sds_50_saturation_error"]["value"]
     assert sas < 0.75 * sds, "saturation as in the style's pictures"
     far = rows["surface_guided_far_holes"]
     assert far["value"] < 0.7 * far["against_value"], "Gaussians stay on the surface"
     known = rows["identity_term"]
     assert known["value"] > known["against_value"] + 0.1, "the person's tokens make the person"
-    assert "held" in lines["surface_guided_far_holes"] or "FAILED" in lines["surface_guided_far_holes"]
+    assert "too few seeds to claim" in lines["surface_guided_far_holes"]
 
 
 # ---- what the table says of given runs -------------------------------------------------------------------------------
@@ -63,7 +64,7 @@ def test_a_claim_that_fails_says_so() -> None:
     assert saturation_rows("sas", close, "sds_50")[0].note.startswith("FAILED")
     assert saturation_rows("sas", worse, "sds_50")[2].note.startswith("FAILED")
     single = {0: good[0]}
-    assert saturation_rows("sas", single, "sds_50")[0].note.startswith("FAILED"), "one seed shows nothing"
+    assert saturation_rows("sas", single, "sds_50")[0].note.startswith("too few seeds"), "one seed shows nothing"
     doubled = {seed: (score(), score(faces=2, back=0.4)) for seed in range(10)}
     assert all(row.note.startswith("held") for row in face_rows("four_views", doubled, list(doubled)))
     still = {seed: (score(faces=2), score(faces=2, back=0.4)) for seed in range(10)}
