@@ -122,7 +122,7 @@ def _draw_files(layout: bpy.types.UILayout, rows: Any, parameter: FileParameter)
     column.use_property_split = False
     for number, row in enumerate(rows):
         line = column.row(align=True)
-        line.prop(row, "path", text="")
+        line.label(text=bpy.path.basename(row.path), icon="FILE")  # of a path the sidebar shows only the beginning
         remove = line.operator("effigy.remove_file", text="", icon="X")
         remove.parameter, remove.number = parameter.name, number
     adding = "Add More" if len(rows) else "Add"
