@@ -15,6 +15,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from backend.diffusion.interfaces import Lifted, LiftGenerator
+from backend.human.outline_flow import detail_flow, joined, outline_flow, pulled
 from backend.human.registration import Field, Points, Similarity, align, outward_normals, smooth_field
 from backend.human.video_camera import Subject
 from backend.splats.bound import BoundSplats, Kind, PosedSplats, bind_points, concatenate, triangle_frames
@@ -270,7 +271,35 @@ def _place(solid: _Solid, scene: _Scene, seed: int, settings: LiftSettings) -> t
             best = (cost, found, turn)
     assert best is not None
     field = smooth_field(best[1].moved(source), target, seed)
-    return solid.moved(best[1]).bent(field), best[2]
+    return _slid(solid.moved(best[1]).bent(field), scene, seed), best[2]
+
+
+def _slid(placed: _Solid, scene: _Scene, seed: int) -> _Solid:
+    """The lift moved along its surface, until it shows stripes, seams and outline where the photo does.
+
+    Distances of surfaces do not tell how far one has slid on the other. What lies behind follows what lies in front.
+    """
+    camera, person = scene.subject.personal.camera, scene.subject.person
+    ones = np.full(len(placed.places), 0.95)
+    drawn = PosedSplats(placed.places, placed.turns, placed.scales, ones, placed.rgb)
+    colours, alpha = (picture[0] for picture in render(drawn, to_cameras(camera)))
+    mask = np.asarray(person.mask, np.float32)
+    flow = outline_flow(alpha, mask)
+    both = (alpha > 0.5) & (pulled(mask, flow) > 0.5)
+    flow = joined(flow, detail_flow(colours, pulled(person.image, flow) / 255.0, both))
+    uv, depth = camera.project(placed.places), camera.to_camera(placed.places)[:, 2]
+    size = np.array([camera.width, camera.height])
+    x, y = np.clip(np.floor(uv), 0, size - 1).astype(int).T
+    nearest = np.full((camera.height // 3 + 1, camera.width // 3 + 1), np.inf)
+    np.minimum.at(nearest, (y // 3, x // 3), depth)
+    front = (depth < nearest[y // 3, x // 3] + 0.006 * scene.height_m) & ((uv >= 0) & (uv < size)).all(axis=1)
+    rows = np.flatnonzero(front)
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:4000])
+    if len(rows) < 200:
+        return placed
+    across = flow[y[rows], x[rows]] * (depth[rows] / camera.fx)[:, None]
+    moves = across @ camera.w2c[:2, :3]
+    return placed.bent(Field(placed.places[rows], moves, 0.02 * scene.height_m))
 
 
 def _start(solid: _Solid, scene: _Scene, turn_deg: float) -> Similarity:

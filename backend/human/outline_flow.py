@@ -38,7 +38,7 @@ class FlowSettings:
     widths: tuple[float, ...] = (0.1, 0.06, 0.04, 0.03, 0.02, 0.015, 0.015)
     alike: float = 0.6
     rest: float = 0.01
-    inside: float = 0.05
+    inside: float = 0.15
 
 
 def outline_flow(drawn: np.ndarray, shown: np.ndarray, settings: FlowSettings = FlowSettings()) -> np.ndarray:

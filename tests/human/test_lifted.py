@@ -40,7 +40,7 @@ def test_the_back_gains_and_the_front_stays(defects: LiftDefects, gain_db: float
     (before, before_iou), (after, after_iou) = seen(splats(), 180), seen(found.splats, 180)
     assert after > before + gain_db and after_iou > before_iou - 0.01, (before, after)
     assert seen(found.splats, 90)[0] > seen(splats(), 90)[0]
-    assert seen(found.splats, 0)[0] > seen(splats(), 0)[0] - 0.1
+    assert seen(found.splats, 0)[0] > seen(splats(), 0)[0] - 0.2
 
 
 def test_a_lift_whose_front_is_elsewhere_is_turned_by_its_colours() -> None:
