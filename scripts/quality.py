@@ -3,6 +3,9 @@
 Makes the oracle figures (Cycles; cached under out/figures), runs the method on their photos, with and without the
 outline layer, and prints mean and worst of every measure beside the baselines. `--portrait` measures the demo's
 portrait instead, on an existing result folder or on a fresh one.
+
+`--method portrait` measures the stylised portrait on oracle heads and diffusion models of known truth, in pieces
+(`--minutes`), or with `--result DIR [--style TEXT] [--style-pictures FOLDER]` the published measures on a real result.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ from backend.errors import UserError
 if TYPE_CHECKING:
     from scripts.quality import Row
 
-VIEWS, SIZE_PX = 120, 256
-ZOOM = 1.0
+VIEWS, SIZE_PX = 120, 320
 WHITE = 1.0
 PAPER = {"clip_identity": 58.63, "clip_style": 32.79, "saturation": 50.61}
 """Of the paper's full method, on its own fifty results: another set of photos, so nothing to compete with."""
@@ -44,12 +43,27 @@ def measure_result(given: argparse.Namespace) -> list[Row]:
     if not (given.result / "avatar.npz").is_file():
         raise SystemExit(f"error: {given.result} holds no avatar; give the folder of a finished portrait")
     avatar = BundleAvatar(given.result)
-    around = [avatar.draw(360.0 * k / VIEWS, (SIZE_PX, SIZE_PX), ZOOM) for k in range(VIEWS)]
+    around = [avatar.draw(360.0 * k / VIEWS, (SIZE_PX, SIZE_PX)) for k in range(VIEWS)]
     photo = np.asarray(Image.open(given.photo).convert("RGB"))
     pictures = style_pictures(given.style_pictures)
-    rows = score_views(np.stack(around), photo, given.style or style_text(given.result), Weights.default(), pictures)
+    rows = score_views(
+        framed(np.stack(around)), photo, given.style or style_text(given.result), Weights.default(), pictures
+    )
     print_table(rows)
     return rows
+
+
+def framed(views: np.ndarray) -> np.ndarray:
+    """The square of views [V, H, W, 4] that holds the subject in all of them, with a margin; one frame for all."""
+    seen = (views[..., 3] > 0.05).any(0)
+    if not seen.any():
+        return views
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    middle = (rows[0] + rows[-1]) / 2, (columns[0] + columns[-1]) / 2
+    reach = int(0.55 * max(np.ptp(rows), np.ptp(columns)) + 2)
+    wide = np.pad(views, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    top, left = (round(value) for value in middle)
+    return wide[:, top : top + 2 * reach, left : left + 2 * reach]
 
 
 def style_text(folder: Path) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from scripts import quality
 from scripts.quality_portrait import face_rows, far_row, interval, saturation_rows, strength_rows
-from scripts.quality_portrait_result import mean_saturation, score_views
+from scripts.quality_portrait_result import framed, mean_saturation, score_views
 from scripts.quality_portrait_runs import Score, saturations
 from tests.diffusion.tiny_vision import Shelf, write_clip
 
@@ -118,6 +118,14 @@ def test_published_measures_are_printed_only_with_their_models(
     assert all(np.isfinite(row.value) and abs(row.value) <= 100 for row in rows.values())
     assert rows["clip_identity"].n == 5
     assert "clip_style" not in {row.name for row in score_views(views, photo, "", shelf, [])}
+
+
+def test_one_frame_holds_the_subject_of_all_views() -> None:
+    views = np.zeros((2, 40, 40, 4))
+    views[0, 5:15, 30:38] = 1.0
+    views[1, 10:20, 28:34] = 1.0
+    cut = framed(views)
+    assert cut.shape[1] == cut.shape[2] <= 24 and cut[..., 3].sum() == views[..., 3].sum()
 
 
 def test_a_folder_without_an_avatar_is_refused(tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from tests.oracles.meshes import Array, Ints, icosphere, noise, vertex_normals
+
+Floats = NDArray[np.floating[Any]]
 
 UNIT_M = 0.25
 """What one unit stands for: the height of a head."""
@@ -296,7 +299,7 @@ def picture(
     return straight.transpose(2, 0, 1).astype(np.float32), cover / samples**2
 
 
-def over_ground(straight: Array, cover: Array, ground: tuple[float, ...] = GROUND) -> NDArray[np.float32]:
+def over_ground(straight: Floats, cover: Floats, ground: tuple[float, ...] = GROUND) -> NDArray[np.float32]:
     """Pictures [..., 3, H, W] before the plain background."""
     back = np.asarray(ground, np.float32)[:, None, None]
     return (straight * cover[..., None, :, :] + back * (1 - cover[..., None, :, :])).astype(np.float32)

@@ -134,7 +134,7 @@ def worn(images: Tensor, generator: torch.Generator) -> Tensor:
     return ((result - 0.5) * gain + 0.5 + 0.1 * (rand(len(images), 1, 1, 1) - 0.5)).clamp(0, 1)
 
 
-def shots(head: Head, azimuths_deg: Sequence[float], rng: np.random.Generator) -> np.ndarray:
+def shots(head: Head, azimuths_deg: Sequence[float] | np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Pictures [A, S, 3, 64, 64] of a head in all styles, at elevations as they come."""
     painted = np.concatenate([colours(head, style) for style in STYLES], 1)
     rows = []
@@ -150,7 +150,9 @@ def two_faced(head: Head) -> Head:
     return Head(head.traits, head.points * flip, head.triangles, head.normals * flip)
 
 
-def two_faced_shots(head: Head, azimuths_deg: Sequence[float], styles: Sequence[str], share: float = 1.0) -> np.ndarray:
+def two_faced_shots(
+    head: Head, azimuths_deg: Sequence[float] | np.ndarray, styles: Sequence[str], share: float = 1.0
+) -> np.ndarray:
     """Pictures [A, S, 3, 64, 64] of a head whose back shows a face with strength `share`."""
     double = two_faced(head)
     painted = np.concatenate(
