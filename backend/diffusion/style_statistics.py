@@ -108,7 +108,9 @@ def style_statistics(
     return found
 
 
-def picture_statistics(denoiser: Denoiser, image: np.ndarray, size_px: int, device: str) -> Moments:
+def picture_statistics(
+    denoiser: Denoiser, image: np.ndarray, size_px: int, device: str, mask: np.ndarray | None = None
+) -> Moments:
     """Statistics of one picture's latents, inside its foreground where its background is plain, else of all of it.
 
     Args:
@@ -116,6 +118,7 @@ def picture_statistics(denoiser: Denoiser, image: np.ndarray, size_px: int, devi
         image: uint8 [H, W, 3].
         size_px: Shorter side at which it is encoded; what is longer is cut off on both ends.
         device: Of the encoder.
+        mask: [H, W] 0..1, what counts instead.
 
     Raises:
         UserError: If it is no picture.
@@ -125,8 +128,17 @@ def picture_statistics(denoiser: Denoiser, image: np.ndarray, size_px: int, devi
     square = _square(torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None] / 255, size_px)
     with torch.no_grad():
         latents = denoiser.encode(square)
-    mask = plain_foreground(square, fallback="all")
-    return moments(latents, F.adaptive_avg_pool2d(mask, (latents.shape[2], latents.shape[3])))
+    if mask is None:
+        counts = plain_foreground(square, fallback="all")
+    else:
+        counts = _square(torch.from_numpy(np.ascontiguousarray(mask)).to(device)[None, None], size_px)
+    return moments(latents, F.adaptive_avg_pool2d(counts, (latents.shape[2], latents.shape[3])))
+
+
+def between(own: Moments, style: Moments, strength: float) -> Moments:
+    """Statistics on the way from a person's (strength 0) to a style's (1)."""
+    style = Moments(style.mean.to(own.mean), style.covariance.to(own.covariance))
+    return Moments(torch.lerp(own.mean, style.mean, strength), torch.lerp(own.covariance, style.covariance, strength))
 
 
 def _square(picture: Tensor, size_px: int) -> Tensor:
@@ -199,6 +211,7 @@ def write_statistics(file: Path, found: Moments) -> None:
 
 
 __all__ = [
+    "between",
     "default_cache",
     "picture_statistics",
     "plain_foreground",

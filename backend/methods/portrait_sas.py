@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from backend.context import Context
+from backend.diffusion.face_adapter import face_crop
 from backend.diffusion.load import freed
 from backend.diffusion.moments import Moments
 from backend.diffusion.style_models import FACE_SCALE, Loaded, Parts, Shelf, Told, load_models, tell
-from backend.diffusion.style_statistics import picture_statistics, style_statistics
+from backend.diffusion.style_statistics import between, picture_statistics, style_statistics
 from backend.diffusion.views import ViewTexts
 from backend.diffusion.weights import Weights
 from backend.errors import UserError
@@ -37,6 +38,9 @@ MODELS = {"sas": ("sd15",), "edit": ("flux2-klein", "sd15-inpaint")}
 STEPS = {"fast": 1000, "balanced": 3000, "best": 3000}
 FACE_STEPS = {"fast": 0, "balanced": 300, "best": 600}
 """By preset; 3,000 are the paper's."""
+
+GENTLE = 7.5
+"""Scale of the guidance towards strength 0: what pictures are usually made with."""
 
 SLIGHTLY = 0.5
 """Below this strength an edit is asked to be slight."""
@@ -134,7 +138,7 @@ def sas_stages(request: PortraitRequest, models: Shelf, scale: Scale = Scale()) 
     return [
         Stage("Read the style and the face", ("person", "request"), ("told",), bound(_tell)),
         Stage("Load the image models", ("told",), (), bound(_load), keep=False),
-        Stage("Make pictures of the style", ("told", "request", "folder"), ("style",), bound(_style)),
+        Stage("Make pictures of the style", ("told", "person", "request", "folder"), ("style",), bound(_style)),
         Stage("Draw the portrait", ("bust", "told", "style", "request"), ("drawn",), bound(_draw), economies=spare),
         Stage("Draw the face", ("bust", "told", "style", "drawn", "request"), ("finer",), bound(_face),
               economies=spare),
@@ -159,9 +163,9 @@ def _load(kept: _Kept, scale: Scale, told: Told, context: Context) -> None:
 
 
 def _style(
-    kept: _Kept, scale: Scale, told: Told, request: PortraitRequest, folder: Path, context: Context
+    kept: _Kept, scale: Scale, told: Told, person: Person, request: PortraitRequest, folder: Path, context: Context
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and covariance, as arrays that can be kept."""
+    """Mean and covariance, as arrays that can be kept; at less than full strength on the way from the photo's own."""
     loaded, size_px = kept.get(told, context), scale.stylise.portrait_px
     if request.style_image:
         picture = read_photo(folder / request.style_image).image
@@ -182,7 +186,18 @@ def _style(
             images=scale.style_images,
             steps=scale.style_steps,
         )
+    if request.strength < 1:
+        image, mask = (_head_crop(part, person.face_px) for part in (person.image, person.mask))
+        own = picture_statistics(loaded.portrait, image, size_px, context.device, mask)
+        found = between(own, found, request.strength)
     return found.mean.cpu().numpy(), found.covariance.cpu().numpy()
+
+
+def _head_crop(picture: np.ndarray, face_px: np.ndarray) -> np.ndarray:
+    """The square around the face, [S, S] or [S, S, 3], of the picture's own type."""
+    channels = torch.from_numpy(np.ascontiguousarray(picture)).reshape(*picture.shape[:2], -1).permute(2, 0, 1)
+    crop = face_crop(channels, torch.from_numpy(np.ascontiguousarray(face_px[:, :2], np.float32)))
+    return crop.permute(1, 2, 0).reshape(*crop.shape[1:], *picture.shape[2:]).numpy()
 
 
 def teachers_of(
@@ -218,7 +233,10 @@ def _settings(scale: Scale, request: PortraitRequest, context: Context, split: b
     s = scale.stylise
     steps = (scale.steps or STEPS)[request.preset]
     split = split or context.economy > 0
-    portrait = replace(s.portrait, style_strength=request.strength, split=split)
+    # The statistics already lie between the person's and the style's; the words too count less then.
+    weaker = min(GENTLE, s.portrait.scale)
+    scale_of = weaker + (s.portrait.scale - weaker) * request.strength
+    portrait = replace(s.portrait, scale=scale_of, split=split)
     grow = s.grow
     if grow is not None and context.economy > 1:
         grow = replace(grow, budget=max(grow.budget // 2, scale.gaussians))

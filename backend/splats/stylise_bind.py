@@ -9,7 +9,8 @@ regions are treated apart:
   photo-only head has Gaussians laid out for these motions: they are taken, in the colours of the stylised skin around.
 - Eyes, teeth, the inside of the mouth: the photo-only head's too, carried to the style by the map between the colours
   of both heads' skin; what was painted over them is left out.
-- Below the neck: the photo-only bust, by the same map.
+- Below the neck: the photo-only bust, by the same map; its clothes the more, the further the style is from skin.
+- Under all of it lies some of the photo-only skin in the stylised colours, so that no gap shows the inside.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from backend.human.lids import lids_of
 from backend.human.membranes import nearest_on_triangles
 from backend.human.model import BodyModel, Region
 from backend.human.personal import Personal, head_triangles
-from backend.splats.bound import BoundSplats, Kind, bind_points, concatenate, wxyz_to_matrices
+from backend.splats.bound import BoundSplats, Kind, bind_points, concatenate, triangle_frames, wxyz_to_matrices
 from backend.splats.head_start import HeadFrame
 from blender_addon.shared.gaussians import GaussianCloud
 
@@ -55,6 +56,13 @@ EYE_REACH = 1.12
 
 COLOUR_GAIN = 2.0
 """Largest stretch of colours outside the skin."""
+
+STATUE = 0.25
+"""From this distance between the skin's mean colours, display RGB, a style is a material."""
+
+UNDERLAY, UNDER_NEAR, UNDER_M, UNDER_GROWN = 12_000, 8, 0.002, 1.6
+"""How many Gaussians close gaps, how many neighbours say where the surface is, how far below it they lie, and how much
+larger they are than in the photo-only head, of which they are a part."""
 
 INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 95, 88, 178, 87, 14, 317, 402, 318, 324)
 CHIN = 152
@@ -103,25 +111,67 @@ def bind_stylised(
     """
     rest = np.asarray(vertices_m, np.float64)
     skin, kept = _bind_skin(cloud_m, body, personal, rest)
+    dressed = _dressed(body, base)[skin.triangles] & (skin.kind == Kind.SKIN)
+    skin, kept = skin.select(~dressed), kept[~dressed]
     if not len(skin):
         raise ValueError("nothing of the stylised head lies on the head")
     own = base.posed(rest, rest, body.triangles).positions_m.astype(np.float64)
     on_care = care_vertices(body, personal, rest, OVERLAP)[body.triangles[base.triangles]].any(axis=1)
     on_head = start_triangles(body)[base.triangles]
-    is_skin = np.isin(base.kind, (Kind.SKIN, Kind.MEMBRANE))
     inner = np.isin(base.kind, (Kind.EYE, Kind.TEETH, Kind.MOUTH))
-    care = is_skin & on_care & ~inner
+    cloth = base.kind == Kind.CLOTH
+    is_skin = np.isin(base.kind, (Kind.SKIN, Kind.MEMBRANE))
+    care = is_skin & on_care
     lowest = float(np.percentile(kept, 1, axis=0)[1])
-    below = ~inner & ~care & (~on_head | (own[:, 1] < lowest)) & (own[:, 1] < lowest + STANDS_OFF_M)
+    below = ~inner & ~care & ~cloth & (~on_head | (own[:, 1] < lowest)) & (own[:, 1] < lowest + STANDS_OFF_M)
+    face = is_skin & on_head
+    skin_colours = base.colours[face if face.any() else is_skin]
     colours = base.colours.astype(np.float64)
     colours[care] = _from_around(own[care], kept, skin)
-    face = is_skin & on_head
-    mapped = _mapped(base.colours, base.colours[face if face.any() else is_skin], skin.colours)
-    other = inner | below
-    colours[other] = mapped[other]
-    taken = inner | care | below
-    repainted = replace(base, colours=np.clip(colours, 0, 1)).select(taken)
-    return concatenate([skin, repainted])
+    other = inner | below | cloth
+    colours[other] = _mapped(base.colours[other], skin_colours, skin.colours)
+    colours[cloth] = clothes(colours[cloth], skin_colours, skin.colours)
+    repainted = replace(base, colours=np.clip(colours, 0, 1))
+    under = _underlay(repainted.select((base.kind == Kind.SKIN) & on_head & ~care), body, rest, skin, kept)
+    return concatenate([skin, under, repainted.select(care | other)])
+
+
+def _dressed(body: BodyModel, base: BoundSplats) -> np.ndarray:
+    """[T] bool: triangles on which the photo-only head has clothes: they cover what was drawn on the neck."""
+    shares = np.zeros((2, len(body.triangles)))
+    for row, kinds in enumerate(((Kind.CLOTH,), (Kind.SKIN, Kind.HAIR))):
+        np.add.at(shares[row], base.triangles[np.isin(base.kind, kinds)], 1.0)
+    return shares[0] > shares[1]
+
+
+def clothes(colours: np.ndarray, skin: np.ndarray, styled: np.ndarray) -> np.ndarray:
+    """Clothes [N, 3] by how far the style took the skin: a statue's are of its material, a person's keep their own."""
+    if not len(colours):
+        return colours
+    share = min(float(np.linalg.norm(styled.mean(0) - skin.mean(0))) / STATUE, 1.0)
+    return (1 - share) * colours + share * _mapped(colours, colours, styled)
+
+
+def _underlay(
+    base: BoundSplats, body: BodyModel, rest: np.ndarray, skin: BoundSplats, painted: np.ndarray
+) -> BoundSplats:
+    """Photo-only skin a little below the stylised one and in its colours: no gap shows what is inside the head."""
+    base = base.select(np.arange(0, len(base), max(round(len(base) / UNDERLAY), 1)))
+    if not len(base):
+        return base
+    own = base.posed(rest, rest, body.triangles).positions_m.astype(np.float64)
+    frames, _ = triangle_frames(rest, body.triangles[base.triangles])
+    away, near = KDTree(painted).query(own, min(UNDER_NEAR, len(painted)))
+    away, near = away.reshape(len(own), -1), near.reshape(len(own), -1)
+    height = np.einsum("nkc,nc->nk", painted[near] - own[:, None], frames[:, :, 2])
+    depth = np.minimum(np.median(height, axis=1), 0.0) - UNDER_M
+    offsets = base.offsets_m.astype(np.float64)
+    offsets[:, 2] += depth
+    # Where the stylised head is elsewhere, there is nothing to lie under.
+    there = (away[:, 0] < STANDS_OFF_M) & (depth > -STANDS_OFF_M)
+    scales = base.scales_m * np.array([UNDER_GROWN, UNDER_GROWN, 1.0])
+    made = replace(base, offsets_m=offsets, scales_m=scales, colours=np.clip(_from_around(own, painted, skin), 0, 1))
+    return made.select(there)
 
 
 def care_vertices(body: BodyModel, personal: Personal, rest_m: np.ndarray, reach: float = 1.0) -> np.ndarray:

@@ -16,6 +16,7 @@ from backend.diffusion.moments import Moments, moments
 from backend.diffusion.placement import Placement
 from backend.diffusion.style_models import Parts, place_models
 from backend.diffusion.style_statistics import (
+    between,
     default_cache,
     picture_statistics,
     plain_foreground,
@@ -145,6 +146,13 @@ def test_a_pictures_own_statistics(tmp_path: Path) -> None:
     for wrong in (np.zeros((4, 80, 3), np.uint8), np.zeros((80, 80), np.uint8), np.zeros((80, 80, 3), np.float32)):
         with pytest.raises(UserError, match="style picture"):
             picture_statistics(model, wrong, 64, "cpu")
+    mask = np.zeros((80, 64), np.float32)
+    mask[:, :16] = 1.0  # of the background only
+    assert (picture_statistics(model, picture, 64, "cpu", mask).mean - white).norm() < 1e-2 * (white - red).norm()
+    half = between(Moments(red, torch.eye(4).double()), Moments(white, torch.zeros(4, 4)), 0.5)
+    assert torch.allclose(half.mean, 0.5 * (red + white)) and torch.allclose(
+        half.covariance, 0.5 * torch.eye(4).double()
+    )
     assert moments(torch.zeros(1, 4, 2, 2)).covariance.eq(0).all()
 
 

@@ -25,10 +25,14 @@ from backend.methods.portrait_sas import Drawn, Scale, edit_stages, lacking, sas
 from backend.perception.people import Person
 from backend.perception.photo import Photo
 from backend.pipeline import Run, check_chain, run
+from backend.splats.avatar import build_avatar
 from backend.splats.bound import BoundSplats, Kind
+from backend.splats.deform import pose_avatar
 from backend.splats.head_start import head_start
 from backend.splats.stylise import GROWTH, StyliseSettings
+from blender_addon.shared.avatar import read_bundle, write_bundle
 from blender_addon.shared.methods import PortraitRequest
+from blender_addon.shared.skeleton import JOINT_NAMES
 from tests.diffusion.tiny import TinyFactory
 from tests.diffusion.tiny_video import one_thread, write_inpaint
 from tests.splats.head_stand_in import bust
@@ -111,6 +115,23 @@ def test_all_models_together_make_a_bound_portrait(root: Path, tmp_path: Path) -
     ]  # fmt: skip
 
 
+def test_the_bundle_blinks_speaks_and_turns(root: Path, tmp_path: Path) -> None:
+    own, styled = bust(), portrait(root, tmp_path, ("sd15",)).values["styled"]
+    (tmp_path / "result").mkdir()
+    write_bundle(tmp_path / "result", *build_avatar(own.body, own.personal, np.zeros(20), own.vertices_m, styled))
+    cloud, avatar = read_bundle(tmp_path / "result")
+    assert len(cloud) == len(styled)
+    turned = np.zeros((55, 3))
+    turned[JOINT_NAMES.index("head"), 1] = 0.5
+    for pose, actions, least_m in (
+        (turned, {}, 0.02),
+        (np.zeros((55, 3)), {"jawOpen": 1.0}, 0.01),
+        (np.zeros((55, 3)), {"eyeBlinkLeft": 1.0, "eyeBlinkRight": 1.0}, 0.003),
+    ):
+        moved = pose_avatar(cloud, avatar, pose, actions=actions)
+        assert np.linalg.norm(moved.positions_m - cloud.positions_m, axis=1).max() > least_m
+
+
 def test_what_is_not_installed_is_left_out_and_told(root: Path, tmp_path: Path) -> None:
     made = portrait(root, tmp_path, ("sd15",))
     assert isinstance(made.values["styled"], BoundSplats)
@@ -149,6 +170,8 @@ def test_the_styles_pictures_are_remembered_and_a_style_picture_replaces_them(ro
     pictured = PortraitRequest(style="golden statue", style_image="style.png")
     three = portrait(root, tmp_path / "c", ("sd15",), pictured)
     assert not np.allclose(one.values["style"][0], three.values["style"][0])
+    gentle = portrait(root, tmp_path / "e", ("sd15",), PortraitRequest(style="golden statue", strength=0.5))
+    assert 0 < np.linalg.norm(gentle.values["style"][0] - one.values["style"][0]) and not gentle.records[2].resumed
     other = portrait(root, tmp_path / "d", ("sd15",), PortraitRequest(style="clay"))
     assert len(list(module.default_cache().glob("*.npz"))) == 2
     assert not np.allclose(one.values["style"][0], other.values["style"][0])

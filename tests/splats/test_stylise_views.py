@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from backend.diffusion.face_adapter import ImageTokens
 from backend.diffusion.views import ViewTexts
 from backend.human.face_rig import action_index
 from backend.human.model import Region
+from backend.raster.cameras import orbit_cameras
 from backend.splats.bound import BoundSplats, Kind
 from backend.splats.head_start import HeadFrame, head_start, with_points
-from backend.splats.stylise_bind import bind_stylised, frame_of, start_triangles
+from backend.splats.render import render
+from backend.splats.stylise_bind import bind_stylised, clothes, frame_of, start_triangles
 from backend.splats.stylise_teachers import AroundConditions, HeadConditions, landmark_pictures, projected
 from backend.splats.stylise_views import FACE_CAMERAS, CameraSampling, draw_groups, draw_views, views_at
 from blender_addon.shared.gaussians import GaussianCloud
@@ -120,7 +123,13 @@ def test_views_obey_their_ranges() -> None:
     assert fields.min() > 17.9 and fields.max() < 32.1
     fill = focal / distance / 128  # of one head height at the target
     assert fill.min() > 0.45 and fill.max() < 0.66
-    for wrong in ({"fill": (0.6, 0.5)}, {"fov_deg": (0.0, 30.0)}, {"elevation_deg": (-10, 90)}, {"front_share": 2.0}):
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"fill": (0.6, 0.5)},
+        {"fov_deg": (0.0, 30.0)},
+        {"elevation_deg": (-10, 90)},
+        {"front_share": 2.0},
+    )
+    for wrong in wrongs:
         with pytest.raises(ValueError, match=next(iter(wrong))):
             CameraSampling(**wrong)
 
@@ -283,8 +292,30 @@ def test_what_is_taken_from_the_photo_has_the_styles_colours() -> None:
     assert np.abs(bound.colours[bound.kind == Kind.HAIR].mean(0) - HAIR).max() > 0.3  # the style's, not the photo's
 
 
+def test_no_gap_shows_the_inside_of_the_head() -> None:
+    """Few and small Gaussians leave gaps; what lies under them has the style's colours."""
+    own, (_, bound) = bust(), golden(700)
+    frame = frame_of(own.body, own.vertices_m)
+    posed = bound.posed(own.vertices_m, own.vertices_m, own.body.triangles)
+    front = orbit_cameras(frame.centre_m, 1.2, [0], 0, 1.2 * 160 / 0.3, 160)
+    picture, alpha = render(posed, front)
+    inside = picture[0, 50:110, 55:105][alpha[0, 50:110, 55:105] > 0.5]
+    assert len(inside) > 2000 and (inside.sum(1) < 1.0).mean() < 0.02
+    under = (bound.confidence == 1.0) & (bound.kind == Kind.SKIN)
+    assert under.sum() > 1000 and np.abs(bound.colours[under].mean(0) - GOLD).max() < 0.1
+
+
+def test_clothes_follow_a_material_and_stay_a_persons() -> None:
+    rng = np.random.default_rng(0)
+    skin, cloth = rng.normal([0.8, 0.6, 0.5], 0.03, (500, 3)), rng.normal([0.2, 0.3, 0.7], 0.05, (500, 3))
+    assert np.allclose(clothes(cloth, skin, skin), cloth)
+    gilded = clothes(cloth, skin, rng.normal(GOLD, 0.05, (500, 3)))
+    assert np.abs(gilded.mean(0) - GOLD).max() < 0.05
+    assert len(clothes(cloth[:0], skin, skin)) == 0
+
+
 def test_a_cloud_elsewhere_is_refused() -> None:
     own, (cloud, _) = bust(), golden()
-    away = replace(cloud, positions_m=cloud.positions_m + np.float32([0, 0, 5]))
+    away = replace(cloud, positions_m=cloud.positions_m + np.array([0, 0, 5], np.float32))
     with pytest.raises(ValueError, match="on the head"):
         bind_stylised(away, own.body, own.personal, own.vertices_m, own.splats)
