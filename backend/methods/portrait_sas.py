@@ -20,6 +20,7 @@ from backend.diffusion.views import ViewTexts
 from backend.diffusion.weights import Weights
 from backend.errors import UserError
 from backend.human.bust import Bust
+from backend.human.face_rig import IRIS
 from backend.perception.people import Person
 from backend.perception.photo import Photo, read_photo
 from backend.pipeline import Stage
@@ -41,6 +42,9 @@ FACE_STEPS = {"fast": 0, "balanced": 300, "best": 600}
 
 GENTLE = 7.5
 """Scale of the guidance towards strength 0: what pictures are usually made with."""
+
+FACE_POINTS = range(468)
+"""MediaPipe's landmarks before those of the irises."""
 
 SLIGHTLY = 0.5
 """Below this strength an edit is asked to be slight."""
@@ -209,7 +213,7 @@ def teachers_of(
         loaded: The models.
         told: What they are told.
         style: Mean [C] and covariance [C, C] of the style's latents.
-        landmarks: [468, 3] on the head, in its frame.
+        landmarks: [478, 3] on the head, in its frame, as `head_of` has them.
         device: Of the embeddings.
         close: For close-ups of the face, which only the portrait's model judges.
     """
@@ -244,10 +248,17 @@ def _settings(scale: Scale, request: PortraitRequest, context: Context, split: b
 
 
 def head_of(bust: Bust) -> tuple[HeadFrame, np.ndarray]:
-    """Frame of a bust's head, and MediaPipe's landmarks [468, 3] on it, in that frame."""
-    frame = frame_of(bust.body, bust.vertices_m)
-    points = np.asarray(bust.body.face_landmarks @ np.asarray(bust.vertices_m, np.float64))
-    return frame, frame.to_unit(points)
+    """Frame of a bust's head, and MediaPipe's landmarks [478, 3] on it, in that frame.
+
+    Of the irises only the centres are known, where the eyes look straight ahead; the other eight are NaN.
+    """
+    rest = np.asarray(bust.vertices_m, np.float64)
+    frame, irises = frame_of(bust.body, rest), np.full((10, 3), np.nan)
+    for region, rows in IRIS.items():
+        ball = rest[bust.body.regions == region]
+        if len(ball):
+            irises[rows[0] - len(FACE_POINTS)] = ball[ball[:, 2].argmax()]
+    return frame, frame.to_unit(np.concatenate([bust.body.face_landmarks @ rest, irises]))
 
 
 def start_of(bust: Bust, count: int, seed: int) -> GaussianCloud:

@@ -216,6 +216,16 @@ def test_the_bench_measures_every_part(root: Path, tmp_path: Path) -> None:
             bench.portrait_3000(Options())
 
 
+def test_landmarks_have_the_pupils_too() -> None:
+    _, landmarks = portrait_sas.head_of(bust())
+    right, left = landmarks[468], landmarks[473]
+    assert landmarks.shape == (478, 3) and np.isfinite(landmarks).all(1).sum() == 470
+    assert right[0] < 0 < left[0] and np.allclose(right * [-1, 1, 1], left, atol=0.02)
+    for pupil, corners in ((right, (33, 133)), (left, (362, 263))):  # between the corners of the eye
+        low, high = np.sort(landmarks[list(corners), 0])
+        assert low < pupil[0] < high and abs(pupil[1] - landmarks[list(corners), 1].mean()) < 0.05
+
+
 def test_what_a_way_lacks(root: Path) -> None:
     def of(way: Any, *there: str) -> tuple[str, ...]:
         return lacking(way, Shelf(root, there))  # pyright: ignore[reportArgumentType]
