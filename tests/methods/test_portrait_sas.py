@@ -78,6 +78,19 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EFFIGY_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def small_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models are shown views as small as the loop draws them, not the 256 px of the real one."""
+
+    def load(*given: Any) -> Any:
+        loaded = load_models(*given)
+        if loaded.around is not None:
+            loaded.around.size_px = 64
+        return loaded
+
+    monkeypatch.setattr(portrait_sas, "load_models", load)
+
+
 def someone(size_px: int = 96) -> Person:
     """A picture with landmarks; nothing else of it is read here."""
     rng = np.random.default_rng(0)
