@@ -17,7 +17,7 @@ from backend.splats.detail import four_parts
 from backend.splats.surface import disc_frames
 from blender_addon.shared.skeleton import JOINT_NAMES
 
-ARM_DEGREES, COLLAR_DEGREES = 62.0, 6.0
+ARM_DEGREES, COLLAR_DEGREES = 76.0, 6.0
 """How far upper arm and collar bone are lowered from the T-pose."""
 
 EDGE_SIZES_M, EDGE_REACH = (0.0024, 0.0012, 0.0006), 2.0

@@ -155,7 +155,7 @@ def _find(photo: Photo, request: PortraitRequest, context: Context) -> Person:
         )
     if turn < TURNED_DEG:
         return person
-    line = f"The face is turned by about {turn:.0f} degrees; its hidden side is made from the visible one."
+    line = f"The face is turned by {turn:.0f} degrees: its hidden side is guessed; one from the front is better."
     return replace(person, warnings=(*person.warnings, line))
 
 
@@ -175,9 +175,20 @@ def _place(
 ) -> BoundSplats:
     splats = place_splats(person, body, personal, dressed, held, context)
     worn = dressed.body(body), dressed.wearer(personal)
-    splats = splats.select(inside_bust(*worn, dressed.vertices_m, splats))
+    kept = inside_bust(*worn, dressed.vertices_m, splats)
+    if not shows_shoulders(person):  # sheets of clothes that the picture cuts off would stand alone
+        kept &= splats.kind != Kind.MEMBRANE
+    splats = splats.select(kept)
     coarse = np.isin(splats.kind, (Kind.CLOTH, Kind.MEMBRANE)) & (splats.scales_m.max(axis=1) > FINEST_CLOTH_M)
     return concatenate([splats.select(~coarse), *four_parts(splats.select(coarse))])
+
+
+def shows_shoulders(person: Person) -> bool:
+    """Whether both shoulders are on the photo."""
+    height, width = person.mask.shape
+    points = person.keypoints_px[[11, 12]]
+    inside = ((points > 0) & (points < [width, height])).all()
+    return bool(inside and person.keypoint_visibility[[11, 12]].min() > 0.5)
 
 
 def _match(
@@ -244,4 +255,4 @@ def _write(
     return Outcome(generators=(*made_by, body_title(body), "mediapipe 0.10.21 (Apache-2.0)"), warnings=warnings)
 
 
-__all__ = ["choose_way", "face_turn_deg", "notes", "stages"]
+__all__ = ["choose_way", "face_turn_deg", "notes", "shows_shoulders", "stages"]

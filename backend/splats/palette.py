@@ -212,7 +212,7 @@ def _styled(canvas: Canvas, look: Look, target: Moments | None, seed: int) -> np
     colours = _lit(canvas, look, albedo, normals, small, seed)
     if detail.lines:
         colours = colours * (1 - 0.85 * detail.lines * drawn_lines(surface, small))[:, None]
-    return to_display(_shoulder(colours))
+    return to_display(colours)
 
 
 def _relief(surface: Surface, small: np.ndarray) -> np.ndarray:
@@ -356,7 +356,7 @@ def _lit(
     inner = np.isin(surface.kind, (Kind.MOUTH, Kind.TEETH))
     # the inside of the mouth has its own shading, made for an open mouth
     colours[inner] = 0.9 * base[inner]
-    return base + material.studio * (colours - base)
+    return base + material.studio * (_shoulder(colours) - base)
 
 
 def _patina(surface: Surface, material: Material, seed: int) -> np.ndarray:

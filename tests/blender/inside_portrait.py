@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
@@ -17,18 +18,30 @@ from blender_addon.shared.avatar import read_bundle
 
 def places() -> np.ndarray:
     """[N, 3] the Gaussians as they are seen, Blender's axes."""
-    cloud = next(ob for ob in bpy.data.objects if ob.name.endswith("splats"))
-    seen = cloud.evaluated_get(bpy.context.evaluated_depsgraph_get())
-    out = np.empty((len(seen.data.points), 3), np.float32)
-    seen.data.points.foreach_get("co", out.ravel())
+    cloud = next(ob for ob in bpy.data.objects if ob.type == "POINTCLOUD")
+    data = cloud.evaluated_get(bpy.context.evaluated_depsgraph_get()).data
+    out = np.empty((len(data.points), 3), np.float32)
+    data.attributes["position"].data.foreach_get("vector", out.ravel())
     return out
 
 
 def main() -> int:
     """Import, move, measure."""
     blender_addon.register()
+    try:
+        answer = measured()
+    finally:
+        blender_addon.unregister()  # its timers would keep the process alive
+    print("ANSWER " + json.dumps(answer))
+    return 0
+
+
+def measured() -> dict[str, Any]:
+    """What moves, and what does not."""
     bpy.ops.effigy.import_avatar(directory=sys.argv[1])
     rig = bpy.context.view_layer.objects.active
+    cloud_object = next(ob for ob in bpy.data.objects if ob.type == "POINTCLOUD")
+    cloud_object.modifiers["Display"].show_viewport = False  # it turns the points into discs
     rig.animation_data.action = None
     for name in list(rig.keys()):
         if isinstance(rig[name], float):
@@ -58,7 +71,7 @@ def main() -> int:
     head.rotation_euler = (0, 0.5, 0)
     turn = moved()
     eyes = avatar.joints_m[[23, 24], 1].mean()
-    answer = {
+    return {
         "count": [len(rest), len(cloud)],
         "blink_m": float(blink.max()),
         "blink_share": float((blink > 0.001).mean()),
@@ -68,9 +81,6 @@ def main() -> int:
         "chest_m": float(turn[low].max()),
         "still_share": float((turn < 1e-4).mean()),
     }
-    blender_addon.unregister()
-    print("ANSWER " + json.dumps(answer))
-    return 0
 
 
 if __name__ == "__main__":

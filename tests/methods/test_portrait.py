@@ -202,7 +202,7 @@ def test_every_style_paints_and_is_told_from_the_others(canvas: Canvas, name: st
     assert np.isfinite(painted).all() and np.array_equal(painted, again)
     skin = canvas.surface.kind == Kind.SKIN
     moved = float(abs(painted - canvas.bust.splats.colours)[skin].mean())
-    assert moved < 1e-4 if name == "realistic" else moved > 0.03
+    assert moved < 5e-3 if name == "realistic" else moved > 0.03
 
 
 @pytest.mark.slow
@@ -259,7 +259,7 @@ def test_in_blender_it_blinks_speaks_and_turns(made: Made, tmp_path: Path) -> No
     script = ROOT / "tests" / "blender" / "inside_portrait.py"
     environment = os.environ | {"BLENDER_USER_RESOURCES": str(tmp_path)}
     command = [find_blender("this"), str(script), str(made.folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith("ANSWER "))
     answer = json.loads(line.removeprefix("ANSWER "))
