@@ -296,29 +296,34 @@ def _cropped(target: Target) -> Target:
 
 @dataclass
 class PartClock:
-    """Seconds of each part of many steps."""
+    """Seconds of each part of many steps, and of the processor."""
 
     device: str
     seconds: dict[str, float] = field(default_factory=dict)
     steps: int = 0
+    worked: float = 0.0
     _last: float = 0.0
+    _worked: float = 0.0
 
     def start(self) -> None:
         """A step begins."""
         self._wait()
         self.steps += 1
-        self._last = time.perf_counter()
+        self._last, self._worked = time.perf_counter(), time.process_time()
 
     def mark(self, name: str) -> None:
         """A part is done."""
         self._wait()
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
+        worked = time.process_time()
+        self.worked += worked - self._worked
+        self._last, self._worked = now, worked
 
     def table(self) -> str:
-        """Milliseconds per step and part."""
-        return ", ".join(f"{name} {1e3 * spent / self.steps:.1f}" for name, spent in self.seconds.items()) + " ms"
+        """Milliseconds per step and part, and what the processor worked in a step, whoever else made it wait."""
+        parts = ", ".join(f"{name} {1e3 * spent / self.steps:.1f}" for name, spent in self.seconds.items())
+        return f"{parts} ms, {1e3 * self.worked / self.steps:.0f} ms of processor time"
 
     def _wait(self) -> None:
         if self.device == "cuda":

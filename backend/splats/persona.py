@@ -246,8 +246,6 @@ class PersonaAvatar(nn.Module):
             ("in_hands", _column(template.zones == Zone.HAND, layer)),
         ):
             self.register_buffer(name, values, persistent=False)
-        sides = template.points_m[template.triangles]
-        self.mean_edge_m = float(np.linalg.norm(sides - np.roll(sides, 1, axis=1), axis=-1).mean())
         self.deforms = True
         self.asked: tuple[Tensor | None, int] = (None, 0)  # the field's last answer, and how often it was needed
 

@@ -1,8 +1,8 @@
 """What a PERSONA avatar's own Gaussians are held to, whatever the frame shows: smooth, and plain on hands and mouth.
 
-The published weights belong to SMPL-X after two subdivisions. A Laplacian grows with the square of the mesh's edges
-where a surface is bent, and a size with the edge itself: the weights are brought from that mesh to the avatar's own, so
-that a coarser body is not held stiffer.
+The published weights belong to SMPL-X after two subdivisions, whose face and hands are finer than its body. A Laplacian
+grows with the square of the edges where a surface is bent, and a size with the edge itself: vertex by vertex the
+weights are brought from that mesh to the avatar's own, so that where it is coarser it is not held stiffer.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from backend.splats.persona import PersonaAvatar, PosedPersona
 from backend.splats.persona_losses import PersonaWeights
 from backend.splats.persona_zones import STIFFNESS, Zone
 
-PUBLISHED_EDGE_M = 0.005
-"""Mean edge of SMPL-X's mesh after two subdivisions, by estimate: the Laplacians' weights were chosen on it."""
+PUBLISHED_EDGE_M = 0.0052
+"""Edge of SMPL-X's body after two subdivisions, estimated from its counts and its surface."""
+
+PUBLISHED_FINE_EDGE_M = 0.0017
+"""The same of its face and hands."""
+
+LEAST_EDGE = 0.5
+"""Edges count as at least this share of the mean of their zone: a sliver must not outweigh all others."""
 
 
 class Smoothness(nn.Module):
@@ -32,8 +38,11 @@ class Smoothness(nn.Module):
     """
 
     stiff: Tensor
-    body: Tensor
+    folds: Tensor
     loose: Tensor
+    sizes: Tensor
+    coarse_sizes: Tensor
+    body: Tensor
     counted: Tensor
     template_bend: Tensor
     hand_edges: Tensor
@@ -45,26 +54,32 @@ class Smoothness(nn.Module):
         """Take the template's mesh."""
         super().__init__()
         template = avatar.template
-        self.edge_ratio = PUBLISHED_EDGE_M / avatar.mean_edge_m
         fine = cotangent_laplacian(template.points_m, template.triangles)
         self.operator = _Operator(fine)
         count = int(template.coarse.max()) + 1
         self.coarse_count = count if count < len(template) else 0
         if self.coarse_count:
-            self.coarse_operator = _Operator(cotangent_laplacian(template.points_m[:count], template.coarse))
+            coarse = cotangent_laplacian(template.points_m[:count], template.coarse)
+            self.coarse_operator = _Operator(coarse)
+            ratio = _edge_ratios(template.points_m[:count], _edges(template.coarse), template.zones[:count]) * 4
+            sizes = ratio[:, None] ** 2 / max(float(coarse.counts.sum()), 1.0)
+            self.register_buffer("coarse_sizes", torch.as_tensor(sizes, dtype=torch.float32), persistent=False)
         zones = template.zones
-        stiff = np.ones(len(zones))
+        edges = _edges(template.triangles)
+        ratio = _edge_ratios(template.points_m, edges, zones)
+        stiff = ratio**4
         for zone, factor in STIFFNESS.items():
-            stiff[zones == zone] = factor
+            stiff[zones == zone] *= factor
         body = (zones == Zone.BODY).astype(float)
-        loose = np.isin(zones, (Zone.HEAD, Zone.FOOT)).astype(float)
+        loose = np.isin(zones, (Zone.HEAD, Zone.FOOT)) * ratio**4
         counted = max(float(fine.counts.sum()), 1.0)
-        hands = _edges(template.triangles)
-        hands = hands[(zones[hands] == Zone.HAND).all(1)]
+        hands = edges[(zones[edges] == Zone.HAND).all(1)]
         for name, values in (
             ("stiff", stiff[:, None] / counted),
+            ("folds", (body * ratio**4)[:, None] / counted),
+            ("loose", loose[:, None] / counted),
+            ("sizes", ratio[:, None] ** 2 / counted),
             ("body", body[:, None]),
-            ("loose", loose[:, None]),
             ("counted", np.array(counted)),
         ):
             self.register_buffer(name, torch.as_tensor(values, dtype=torch.float32), persistent=False)
@@ -85,15 +100,15 @@ class Smoothness(nn.Module):
         stacked = torch.cat([canonical, posed.refined_m, posed.displacement_m, colours, scales[:, None]], 1)
         bends = self.operator(stacked)
         place, refined, displaced, tones, sizes = bends.split([3, 3, 3, 3, 1], 1)
-        squared, plain = self.edge_ratio**4, self.edge_ratio**2
-        folds = (self.body * refined).square().sum() + (self.loose * displaced).square().sum()
-        size_term = sizes.square().sum() / self.counted
+        folds = (self.folds * refined.square()).sum() + (self.loose * displaced.square()).sum()
+        size_term = (self.sizes * sizes.square()).sum()
         if self.coarse_count:
-            size_term = size_term + self.coarse_operator.mean_square(scales[: self.coarse_count, None])
+            coarse = self.coarse_operator(scales[: self.coarse_count, None])
+            size_term = size_term + (self.coarse_sizes * coarse.square()).sum()
         terms = {
-            "smooth places": weights.positions * squared * (self.stiff * (place - self.template_bend).square()).sum(),
-            "smooth folds": weights.refined_positions * squared * folds / self.counted,
-            "smooth sizes": weights.scales * plain * size_term,
+            "smooth places": weights.positions * (self.stiff * (place - self.template_bend).square()).sum(),
+            "smooth folds": weights.refined_positions * folds,
+            "smooth sizes": weights.scales * size_term,
             "smooth colours": weights.colours * tones.square().sum() / self.counted,
         }
         if len(self.hands):
@@ -129,15 +144,10 @@ class _Operator(nn.Module):
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
             self.register_buffer("matrix", matrix.to_sparse_csr(), persistent=False)
             self.register_buffer("transposed", matrix.t().coalesce().to_sparse_csr(), persistent=False)
-        self.count = max(float(laplacian.counts.sum()), 1.0)
 
     def forward(self, values: Tensor) -> Tensor:
         """[N, F] of values [N, F]."""
         return _Product.apply(self.matrix, self.transposed, values)
-
-    def mean_square(self, values: Tensor) -> Tensor:
-        """Mean over the rows that count of the squared lengths."""
-        return self(values).square().sum() / self.count
 
 
 class _Product(torch.autograd.Function):
@@ -150,6 +160,18 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *incoming: Any) -> tuple[None, None, Tensor]:
         return None, None, ctx.transposed @ incoming[0]
+
+
+def _edge_ratios(points_m: np.ndarray, edges: np.ndarray, zones: np.ndarray) -> np.ndarray:
+    """[N] published edge over the mean edge at each vertex."""
+    lengths = np.linalg.norm(points_m[edges[:, 0]] - points_m[edges[:, 1]], axis=1)
+    count = np.maximum(np.bincount(edges.ravel(), minlength=len(points_m)), 1)
+    own = np.bincount(edges.ravel(), np.repeat(lengths, 2), len(points_m)) / count
+    published = np.where(np.isin(zones, (Zone.BODY, Zone.HEAD, Zone.FOOT)), PUBLISHED_EDGE_M, PUBLISHED_FINE_EDGE_M)
+    for zone in np.unique(zones):
+        here = zones == zone
+        own[here] = np.maximum(own[here], LEAST_EDGE * own[here].mean())
+    return published / np.maximum(own, 1e-6)
 
 
 def _edges(triangles: np.ndarray) -> np.ndarray:
