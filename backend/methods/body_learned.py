@@ -46,7 +46,7 @@ from backend.splats.bound import BoundSplats
 from backend.splats.optimise_persona import PersonaSettings, optimise_persona, terms_left_out
 from backend.splats.perceptual import PerceptualLoss, perceptual_loss
 from backend.splats.persona import PersonaAvatar, Template, make_template
-from backend.splats.persona_avatar import OUTLINE, BoundPersona, Carrier, bind_persona
+from backend.splats.persona_avatar import OUTLINE, BoundPersona, Carrier, bind_persona, poses_to_distil
 from backend.splats.persona_layer import OutlineLayer
 from backend.splats.persona_targets import persona_frames
 from backend.splats.persona_zones import mixed
@@ -98,9 +98,9 @@ class LearnSettings:
     controls: int = 96
 
     @classmethod
-    def of(cls, preset: Preset) -> LearnSettings:
+    def of(cls, preset: Preset, device: str = "cuda") -> LearnSettings:
         """By preset: `best` is the published size, `fast` is for two processor cores."""
-        persona = PersonaSettings.of(preset)
+        persona = PersonaSettings.of(preset, device)
         if preset == "best":
             return cls(persona=persona)
         if preset == "balanced":
@@ -167,6 +167,7 @@ class Targets:
     face: PackedFrame | None
     texture: FirstTexture
     report: FrameReport
+    settings: LearnSettings
 
     def training(self) -> TrainingSet:
         """As the optimiser's frames are made from it."""
@@ -193,19 +194,21 @@ def learned_stages(request: BodyRequest, tools: Tools | None = None) -> list[Sta
     found = tuple(f"found_{number}" for number in range(1, count + 1))
     more = ("again",) if request.photos else ()
     return [
-        Stage("Plan the motions", (*WEARING, "folder"), ("subject", "motions"), path.plan, keep=False),
+        Stage("Plan the motions", (*WEARING, "folder"), ("subject", "motions", "settings"), path.plan, keep=False),
         *(
             Stage(
-                f"Show motion {k + 1}", ("subject", "motions", "models", *shown[max(k - 1, 0) : k]), (shown[k],),
-                path.show(k), economies=(f"shown in {HALF_PICTURES}",),
+                f"Show motion {k + 1}", ("subject", "motions", "settings", "models", *shown[max(k - 1, 0) : k]),
+                (shown[k],), path.show(k), economies=(f"shown in {HALF_PICTURES}",),
             )
             for k in range(count)
         ),
         *(
-            Stage(f"Check motion {k + 1}", ("subject", shown[k], "models"), (found[k],), path.check)
+            Stage(f"Check motion {k + 1}", ("subject", shown[k], "settings", "models"), (found[k],), path.check)
             for k in range(count)
         ),
-        Stage("Prepare the frames", ("subject", "models", *more, *shown, *found), ("targets",), path.prepare),
+        Stage(
+            "Prepare the frames", ("subject", "settings", "models", *more, *shown, *found), ("targets",), path.prepare
+        ),
         Stage(
             "Learn the avatar", ("subject", "matched", "models", "targets"), ("learned",), path.learn,
             economies=(f"learned from {HALF_PICTURES}",),
@@ -221,30 +224,32 @@ class _Path:
 
     def __init__(self, request: BodyRequest, tools: Tools) -> None:
         self._request, self._tools = request, tools
-        self._settings = tools.settings or LearnSettings.of(request.preset)
 
     def plan(
         self, person: Person, body: BodyModel, personal: Personal, dressed: Dressed, folder: Path, context: Context
-    ) -> tuple[Subject, tuple[PoseSequence, ...]]:
-        """The fitted and dressed person, and what it is shown doing."""
+    ) -> tuple[Subject, tuple[PoseSequence, ...], LearnSettings]:
+        """The fitted and dressed person, what it is shown doing, and how large all of it is."""
+        settings = self._tools.settings or LearnSettings.of(self._request.preset, context.device)
         subject = Subject(person, dressed.body(body), dressed.wearer(personal), dressed.vertices_m)
         joints = np.asarray(subject.personal.joints_m, np.float64)
         motions = [
             *self._tools.motions(joints),
             *(read_motion(folder / name, joints) for name in self._request.motions),
         ]
-        return subject, tuple(_every(motion, self._settings.every) for motion in motions)
+        return subject, tuple(_every(motion, settings.every) for motion in motions), settings
 
     def show(self, number: int) -> Callable[..., Part]:
         """The stage of one motion."""
 
-        def run(subject: Subject, motions: Sequence[PoseSequence], models: Folders, *rest: Any) -> Part:
+        def run(
+            subject: Subject, motions: Sequence[PoseSequence], settings: LearnSettings, models: Folders, *rest: Any
+        ) -> Part:
             *before, context = rest
             if before and before[0].value is None:
                 return Part(None)
 
             def work() -> GeneratedMotion:
-                frames = _smaller(self._settings.frames, context.economy)
+                frames = _smaller(settings.frames, context.economy)
                 _check_space(context, sum(len(motion) for motion in motions) * frames.width_px * frames.height_px)
                 camera = motion_camera(subject, motions, frames.width_px, frames.height_px)
                 context.progress("load the video model", 0, 1)
@@ -260,16 +265,16 @@ class _Path:
 
         return run
 
-    def check(self, subject: Subject, shown: Part, models: Folders, context: Context) -> Part:
+    def check(self, subject: Subject, shown: Part, settings: LearnSettings, models: Folders, context: Context) -> Part:
         """Which frames of a motion show what was asked for."""
         if shown.value is None:
             return Part(None)
         helpers = self._tools.helpers(models, context)
         return _part(
-            lambda: Findings.of(check_motion(subject, shown.value, helpers, context, self._settings.frames)), context
+            lambda: Findings.of(check_motion(subject, shown.value, helpers, context, settings.frames)), context
         )
 
-    def prepare(self, subject: Subject, models: Folders, *rest: Any) -> Part:
+    def prepare(self, subject: Subject, settings: LearnSettings, models: Folders, *rest: Any) -> Part:
         """Targets of the frames that stay; `rest` is further photos, what was shown, what was found, the context."""
         *parts, context = rest
         further = [each.picture for each in parts.pop(0).photos] if self._request.photos else []
@@ -279,10 +284,10 @@ class _Path:
         def work() -> Targets:
             half = len(parts) // 2
             checked = [b.value.about(a.value) for a, b in zip(parts[:half], parts[half:], strict=True)]
-            helpers, mix = self._tools.helpers(models, context), template_of(subject, self._settings).mix
-            made = training_set(subject, checked, helpers, context, self._settings.frames, mix, further)
+            helpers, mix = self._tools.helpers(models, context), template_of(subject, settings).mix
+            made = training_set(subject, checked, helpers, context, settings.frames, mix, further)
             assert made.texture is not None
-            return Targets(made.frames.packed, made.albedo, made.face, made.texture, made.report)
+            return Targets(made.frames.packed, made.albedo, made.face, made.texture, made.report, settings)
 
         part = _part(work, context)
         return part if part.value is None else Part(part.value, part.value.report.warnings)
@@ -293,10 +298,10 @@ class _Path:
             return Part(None)
 
         def work() -> Learned:
-            settings = self._settings.persona
+            settings = targets.value.settings.persona
             settings = replace(settings, picture_px=settings.picture_px >> context.economy)
             perceptual = _perceptual(settings, models, context)
-            avatar = first_avatar(subject, matched, targets.value, self._settings, context)
+            avatar = first_avatar(subject, matched, targets.value, context)
             training = targets.value.training()
             frames = persona_frames(training, settings.picture_px, settings.face_px, context.device)
             optimise_persona(avatar, frames, settings, context, perceptual)
@@ -320,13 +325,12 @@ class _Path:
             return Part(None)
 
         def work() -> BoundPersona:
-            avatar = first_avatar(subject, matched, targets.value, self._settings, context)
+            avatar = first_avatar(subject, matched, targets.value, context)
             learned.value.put_into(avatar)
             carrier = Carrier(subject.rest_m, subject.body.triangles, subject.body.outer)
-            poses = np.concatenate([motion.poses for motion in motions])
-            chosen = np.unique(np.linspace(0, len(poses) - 1, min(self._settings.poses, len(poses))).astype(int))
-            count = min(self._settings.controls, len(chosen))
-            bound = bind_persona(avatar, carrier, matched, poses[chosen].astype(np.float64), count, context)
+            settings, poses = targets.value.settings, np.concatenate([motion.poses for motion in motions])
+            wide = poses_to_distil(poses, settings.poses, context.seed)
+            bound = bind_persona(avatar, carrier, matched, wide, min(settings.controls, len(wide)), context)
             return replace(bound, made_by=_said(bound, targets.value.report, learned.value))
 
         return _part(work, context)
@@ -342,18 +346,16 @@ def template_of(subject: Subject, settings: LearnSettings) -> Template:
     )  # fmt: skip
 
 
-def first_avatar(
-    subject: Subject, matched: BoundSplats, targets: Targets, settings: LearnSettings, context: Context
-) -> PersonaAvatar:
+def first_avatar(subject: Subject, matched: BoundSplats, targets: Targets, context: Context) -> PersonaAvatar:
     """Where learning begins: the photo-only result on PERSONA's body; the same seed begins at the same place.
 
     Args:
         subject: Who it is.
         matched: The photo-only path's Gaussians.
-        targets: Of the frames.
-        settings: Sizes.
+        targets: Of the frames, and the settings that they were made with.
         context: Device, seed, progress.
     """
+    settings = targets.settings
     template = template_of(subject, settings)
     context.progress("weights about the body", 0, 1)
     weights = diffuse(template.points_m, template.weights, settings.weights, context.device)

@@ -110,7 +110,12 @@ def regions_of(weights: np.ndarray, listens: np.ndarray) -> tuple[Region, ...]:
 
 
 def distil(
-    displacements_m: np.ndarray, codes: np.ndarray, rest_m: np.ndarray, regions: tuple[Region, ...], controls: int
+    displacements_m: np.ndarray,
+    codes: np.ndarray,
+    rest_m: np.ndarray,
+    regions: tuple[Region, ...],
+    controls: int,
+    ridge: float = RIDGE,
 ) -> Distilled:
     """Fit.
 
@@ -120,6 +125,7 @@ def distil(
         rest_m: [N, 3] of the network in the rest pose.
         regions: Of the Gaussians.
         controls: How many there may be in all.
+        ridge: See `RIDGE`; more of it keeps the controls small in poses unlike all of these.
 
     Raises:
         ValueError: If there are fewer poses than controls.
@@ -130,7 +136,7 @@ def distil(
     for owner, region in enumerate(regions):
         moved = displacements_m[:, region.members] - rest_m[region.members]
         seen = codes[:, region.joints].reshape(len(codes), -1).astype(np.float64)
-        for power, delta, weights in _ranks(moved.reshape(len(codes), -1).astype(np.float64), seen, controls):
+        for power, delta, weights in _ranks(moved.reshape(len(codes), -1).astype(np.float64), seen, controls, ridge):
             full = np.zeros(codes.shape[1:])
             full[region.joints] = weights.reshape(-1, codes.shape[2])
             found.append((power, owner, delta.reshape(-1, 3).astype(np.float32), full))
@@ -145,10 +151,10 @@ def distil(
     )
 
 
-def _ranks(moved: np.ndarray, seen: np.ndarray, most: int) -> list[tuple[float, np.ndarray, np.ndarray]]:
+def _ranks(moved: np.ndarray, seen: np.ndarray, most: int, ridge: float) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Reduced-rank regression of `moved` [P, D] on `seen` [P, F]: explained power, delta [D], weights [F] per rank."""
-    ridge = RIDGE * float((seen**2).mean() or 1.0) * len(seen)
-    normal = seen.T @ seen + ridge * np.eye(seen.shape[1])
+    floor = ridge * float((seen**2).mean() or 1.0) * len(seen)
+    normal = seen.T @ seen + floor * np.eye(seen.shape[1])
     slopes = np.linalg.solve(normal, seen.T @ moved)
     # The nearest function of lower rank: principal directions of the fitted values, found in the small space of F.
     root = np.linalg.cholesky(normal)
