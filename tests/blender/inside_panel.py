@@ -213,6 +213,50 @@ def lines(folder: Path) -> dict[str, Any]:
     return {"widest": max(widths), "lines": len(found), "kept": kept, "empty": wrap("", 180.0)}
 
 
+class Drawn:
+    """A layout that writes down what is put into it."""
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def row(self, **_: object) -> Drawn:
+        return self
+
+    def label(self, text: str = "", **_: object) -> None:
+        self.seen.append(text)
+
+    def progress(self, **_: object) -> None:
+        pass
+
+    def operator(self, name: str, **_: object) -> Any:
+        self.seen.append(name)
+        return type("Button", (), {})()
+
+
+def buttons(folder: Path) -> dict[str, Any]:
+    """Of a job that runs, that could end early, that was asked to, and that is being stopped."""
+    import time
+
+    blender_addon.register()
+    from blender_addon import job_panel
+    from blender_addon.link.jobs import Job
+
+    job_panel.text_lines = lambda *_, **__: None  # wraps by the region's width, and there is no window
+    shown = {}
+    for name, changes in {
+        "running": {}, "finishable": {"finishable": True}, "finishing": {"finishable": True, "finishing": True},
+        "stopping": {"finishable": True, "status": "cancelling"},
+    }.items():  # fmt: skip
+        seen: list[str] = []
+        values: dict[str, Any] = {"status": "running", "began": time.monotonic(), **changes}
+        job = Job("one", folder, "portrait", {}, "input.png", **values)
+        job_panel.draw_job(Drawn(seen), bpy.context, None, job)  # pyright: ignore[reportArgumentType]
+        shown[name] = [text for text in seen if text.startswith(("effigy.", "Finishing"))]
+    answer = {"shown": shown, "alone": list(bpy.ops.effigy.finish(job_id="nobody"))}
+    blender_addon.unregister()
+    return answer
+
+
 def main() -> int:
     question: Callable[[Path], dict[str, Any]] = globals()[sys.argv[1]]
     bpy.ops.wm.read_homefile(use_factory_startup=True)

@@ -77,3 +77,14 @@ def test_25_a_bad_motion_file_is_one_line_and_changes_nothing(tmp_path: Path) ->
 def test_texts_fit_the_sidebar(tmp_path: Path) -> None:
     answer = ask("lines", tmp_path)
     assert answer["widest"] <= 180 and answer["lines"] > 5 and answer["kept"] and answer["empty"] == []
+
+
+def test_a_job_that_could_end_early_offers_it(tmp_path: Path) -> None:
+    answer = ask("buttons", tmp_path)
+    assert answer["shown"] == {
+        "running": ["effigy.cancel"],
+        "finishable": ["effigy.finish", "effigy.cancel"],
+        "finishing": ["Finishing with what there is ...", "effigy.cancel"],
+        "stopping": [],
+    }
+    assert answer["alone"] == ["FINISHED"]
