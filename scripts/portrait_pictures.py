@@ -30,8 +30,8 @@ from blender_addon.shared.styles import STYLES, find_style
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "scripts" / "data"
 DEFAULT_STYLES = ("golden statue", "marble", "3D cartoon", "green orc")
-VIEWS_DEG = (0.0, 40.0, 180.0)
-CELL_PX, LARGEST_BYTES = 330, 700_000
+VIEWS_DEG = (0.0, 45.0, 180.0)
+CELL_PX, LARGEST_BYTES = 280, 700_000
 BUST_STAGE = "Cut the bust"
 
 
@@ -102,7 +102,9 @@ def write_small(path: Path, picture: np.ndarray) -> int:
     for colours in (256, 128, 64):
         if path.stat().st_size <= LARGEST_BYTES:
             break
-        image.quantize(colours, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
+        image.quantize(colours, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.FLOYDSTEINBERG).save(
+            path, optimize=True
+        )
     return path.stat().st_size
 
 

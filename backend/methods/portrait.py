@@ -45,6 +45,9 @@ ITERATIONS = {"fast": 30, "balanced": 60, "best": 250}
 FINEST_CLOTH_M = 0.0026
 """Clothes fill the picture of a bust: larger Gaussians (standard deviation) are split into four."""
 
+UNSEEN_GROWTH = 1.25
+"""Clothes that the photo does not show stay as they are laid: so much wider, light does not shine through."""
+
 NOSE_REACH = 1.1
 """The nose's tip is so far from the middle of the head, in half widths of the face."""
 
@@ -180,7 +183,10 @@ def _place(
         kept &= splats.kind != Kind.MEMBRANE
     splats = splats.select(kept)
     coarse = np.isin(splats.kind, (Kind.CLOTH, Kind.MEMBRANE)) & (splats.scales_m.max(axis=1) > FINEST_CLOTH_M)
-    return concatenate([splats.select(~coarse), *four_parts(splats.select(coarse))])
+    fine = concatenate([splats.select(~coarse), *four_parts(splats.select(coarse))])
+    unseen = np.isin(fine.kind, (Kind.CLOTH, Kind.MEMBRANE)) & (fine.confidence == 0)
+    grown = np.where(unseen, UNSEEN_GROWTH, 1.0)[:, None] * [1, 1, 0] + [0, 0, 1]
+    return replace(fine, scales_m=fine.scales_m * grown)
 
 
 def shows_shoulders(person: Person) -> bool:

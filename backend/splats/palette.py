@@ -61,6 +61,12 @@ FLAT_NEIGHBOURS, LIKE_COLOUR = 10, 9.0
 TONE_STEP, ONE_HUE = 11.0, 0.5
 """Of flat colours: distance of the steps (Lab), and how far hues go to their part's mean."""
 
+UNSEEN, UNSEEN_DETAIL = 0.05, 0.3
+"""Clothes that the photo does not show have the noise of a fill: so much of it is kept."""
+
+FARTHEST = 2.2
+"""Standard deviations of a palette within which its colours stay."""
+
 FEATURE = 7.0
 """Detail this strong is painted with a fine brush."""
 
@@ -189,8 +195,12 @@ def _styled(canvas: Canvas, look: Look, target: Moments | None, seed: int) -> np
     surface, detail, material = canvas.surface, look.detail, look.material
     photo = canvas.bust.splats.colours.astype(np.float64)
     small = fine_detail(surface, photo)
+    unseen = (canvas.bust.splats.confidence < UNSEEN) & np.isin(surface.kind, (Kind.CLOTH, Kind.MEMBRANE))
+    small = np.where(unseen, UNSEEN_DETAIL * small, small)
     own = _without_light(canvas, photo, material.studio)
     own = _flat(surface, own, detail.smooth)
+    if material.studio:
+        own = np.where(unseen[:, None], surface.smooth(own, 2), own)
     albedo, height = _material_colours(canvas, look, own, target), HEIGHT_M * detail.relief * _relief(surface, small)
     if detail.tones:
         albedo = _in_tones(canvas, albedo)
@@ -252,7 +262,8 @@ def _material_colours(canvas: Canvas, look: Look, own: np.ndarray, target: Momen
             wanted = target or (
                 _own_target(own[rows], weights, look) if palette is None else palette_statistics(palette)
             )
-            out[rows] = to_rgb(restyled(own[rows], wanted, weights))
+            lab = restyled(own[rows], wanted, weights)
+            out[rows] = to_rgb(lab if palette is None else _within(lab, wanted))
     inner = kind == Kind.MOUTH
     if inner.any() and (look.skin is not None or target is not None):
         skin = kind == Kind.SKIN
@@ -260,6 +271,14 @@ def _material_colours(canvas: Canvas, look: Look, own: np.ndarray, target: Momen
         depth = to_linear(own[inner]).mean(axis=1, keepdims=True)
         out[inner] = to_display(tone * np.clip(2.2 * depth, 0, 0.9))
     return out
+
+
+def _within(lab: np.ndarray, palette: Moments) -> np.ndarray:
+    """Colours [N, 3] (Lab) drawn in to where a palette still is one material: no badge stays purple on marble."""
+    mean, inverse = palette.mean.numpy(), np.linalg.inv(palette.covariance.numpy())
+    off = lab - mean
+    away = np.sqrt(np.maximum(np.einsum("nc,cd,nd->n", off, inverse, off), 1e-12))
+    return mean + off * np.minimum(1.0, FARTHEST / away)[:, None]
 
 
 def _groups(look: Look) -> list[tuple[tuple[Kind, ...], Palette | None]]:
