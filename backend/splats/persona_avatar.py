@@ -38,6 +38,10 @@ LIMBS = ((1, 4, 7, 10), (2, 5, 8, 11), (3, 6, 9), (12, 15), (13, 16, 18, 20), (1
 SHAKEN_RAD = 0.25
 """Standard deviation about each axis of every body joint."""
 
+CLOSED, GROWN = 0.45, 1.5
+"""A Gaussian is at least so wide, of the mean distance to its neighbours on the mesh; and that at most so wide, of its
+size at the beginning, so that edges that were torn apart draw no blots."""
+
 TRIED = 24
 """Poses in which triangles are compared."""
 
@@ -290,7 +294,7 @@ def _splats(avatar: PersonaAvatar, anchors: _Anchors, offsets_m: np.ndarray, kep
         bary=anchors.bary[:count],
         offsets_m=offsets_m[:count],
         rotations_wxyz=np.tile([1.0, 0.0, 0.0, 0.0], (count, 1)),
-        scales_m=np.repeat(_numpy(avatar.scales_m)[kept, None], 3, 1),
+        scales_m=np.repeat(closed_scales(avatar)[kept, None], 3, 1),
         opacities=np.full(count, OPACITY),
         colours=_numpy(avatar.colours)[kept],
         confidence=np.ones(count),
@@ -299,6 +303,23 @@ def _splats(avatar: PersonaAvatar, anchors: _Anchors, offsets_m: np.ndarray, kep
         shape_gate=np.zeros(count),
         opacity_floor=np.zeros(count),
     )
+
+
+def closed_scales(avatar: PersonaAvatar) -> np.ndarray:
+    """Sizes [N] that leave no gap to the neighbours: learned ones, and a share of the distance where they are smaller.
+
+    What no frame sees closely, flanks under the arms and the ends of hair, may be learned too small for where it went.
+    """
+    template, learned = avatar.template, _numpy(avatar.scales_m)
+    places = template.points_m + _numpy(avatar.mean_offsets_m)
+    sides = np.concatenate([template.triangles[:, pair] for pair in ([0, 1], [1, 2], [2, 0])])
+    length = np.linalg.norm(places[sides[:, 0]] - places[sides[:, 1]], axis=1)
+    total, count = np.zeros(len(template)), np.zeros(len(template))
+    for end in (0, 1):
+        np.add.at(total, sides[:, end], length)
+        np.add.at(count, sides[:, end], 1)
+    wanted = np.minimum(CLOSED * total / np.maximum(count, 1), GROWN * _numpy(avatar.first_scales_m))
+    return np.maximum(learned, wanted).astype(np.float32)
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:
