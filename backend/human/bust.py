@@ -272,9 +272,13 @@ def _body_of(body: BodyModel, mesh: _Clipped, cap_triangles: np.ndarray, cap_cou
     def own(array: np.ndarray, value: float) -> np.ndarray:
         return np.concatenate([array[nearest], np.full((cap_count, *array.shape[1:]), value, array.dtype)])
 
+    chosen = sp.csr_matrix(
+        (np.ones(len(mesh.kept), np.float32), (mesh.kept, np.arange(len(mesh.kept)))),
+        shape=(len(body.template_m), new + cap_count),
+    )
+
     def columns(matrix: sp.csr_matrix) -> sp.csr_matrix:
-        rest = sp.csr_matrix((matrix.shape[0], new + cap_count - len(mesh.kept)), dtype=matrix.dtype)
-        return sp.csr_matrix(sp.hstack([matrix[:, mesh.kept], rest]))
+        return sp.csr_matrix(matrix @ chosen)
 
     weights = _rigid_chest(_blend(mesh, body.twist.skin_weights, cap_count))
     back = np.full(len(body.template_m), -1)
