@@ -41,7 +41,7 @@ HELD_OUT_SEEDS = tuple(range(40, 50))
 NETWORK_SEEDS = tuple(range(60, 70))
 DEVELOPMENT_SEEDS = (100, 106)
 QUICK_SEEDS = (6, 8)
-ABLATIONS = ("no_identity", "no_around", "default_growth")
+ABLATIONS = ("no_identity", "no_around", "around_x4", "default_growth")
 SCALE_PAIRS = (("zero", "sas_1", "sds_1"), ("weak", "sas_7.5", "sds_7.5"), ("strong", "sas", "sds_50"))
 ENOUGH = 10
 """Seeds below which nothing is claimed."""
@@ -275,11 +275,13 @@ def claim_rows(table: Table, seeds: Sequence[int], variants: Sequence[str]) -> l
     further = () if seeds is QUICK_SEEDS else FACE_SEEDS
     if pairs := table.pairs("sas", "no_identity", (*seeds, *further)):
         rows.append(identity_row(pairs))
-    if "no_around" in variants:
-        pairs = table.pairs("sas", "no_around", (*seeds, *further))
-        rows += face_rows("four_views", pairs, [seed for seed in pairs if table.drawn(seed).face_bias > 0])
+    for name, variant in (("four_views", "sas"), ("four_views_x4", "around_x4")):
+        if "no_around" not in variants:
+            break
+        pairs = table.pairs(variant, "no_around", (*seeds, *further))
+        rows += face_rows(name, pairs, [seed for seed in pairs if table.drawn(seed).face_bias > 0])
         rows += strength_rows(
-            "four_views", pairs, lambda seed: table.drawn(seed).face_bias, lambda a, b: b.second_face - a.second_face
+            name, pairs, lambda seed: table.drawn(seed).face_bias, lambda a, b: b.second_face - a.second_face
         )
     if pairs := table.pairs("sas", "default_growth", seeds):
         rows.append(far_row(pairs))
