@@ -92,7 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reuse", action="store_true", help="measure the results that are there already")
     parser.add_argument("--portrait", nargs="?", const="", metavar="RESULT", help="the demo's portrait instead")
     parser.add_argument("--photo", type=Path, default=PORTRAIT, help="the photo of --portrait")
-    parser.add_argument("--minutes", type=float, help="of --method portrait: begin no run after that long")
+    parser.add_argument("--learned", action="store_true", help="the tables of avatars learned from generated frames")
+    parser.add_argument("--only", default="", help="of --learned: names of tables, separated by commas")
+    parser.add_argument("--seeds", type=int, default=10, help="of --learned: per line of a table")
+    parser.add_argument("--tune", action="store_true", help="of --learned: look for the baselines' best rates first")
+    parser.add_argument("--minutes", type=float, help="of --learned, --method portrait: begin no run after that long")
     parser.add_argument("--result", type=Path, help="of --method portrait: measure this result folder instead")
     parser.add_argument("--style", default="", help="of --result: the style's text")
     parser.add_argument("--style-pictures", type=Path, help="of --result: folder with pictures of the style")
@@ -116,6 +120,10 @@ def measured(given: argparse.Namespace) -> list[Row]:
         from scripts.quality_portrait_result import measure_result
 
         return measure_result(given) if given.result else measure_stylised(given)
+    if given.learned:
+        from scripts.quality_persona import measure_learned
+
+        return measure_learned(given)
     return measure_portrait(given) if given.portrait is not None else measure_figures(given)
 
 

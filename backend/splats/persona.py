@@ -354,7 +354,6 @@ class PersonaAvatar(nn.Module):
         scales[: len(self.template)] = self.first_scales_m[:, None]
         return SplatTensors(means, whole.rotations_wxyz.detach(), scales, whole.opacities)
 
-    @torch.no_grad()
     def picture(
         self, posed: PosedPersona, cameras: Cameras, branch: Branch = "refined", own: bool = False, behind: float = 1.0
     ) -> Tensor:
