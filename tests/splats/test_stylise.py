@@ -23,6 +23,7 @@ from backend.splats.optimise_cloud import Draw
 from backend.splats.stylise import (
     AROUND,
     GROWTH,
+    PRINTED_AROUND,
     RATES,
     Stylised,
     StyliseSettings,
@@ -290,7 +291,7 @@ def test_seeds_repeat_and_differ() -> None:
 
 def test_the_papers_settings_are_the_defaults() -> None:
     s = StyliseSettings()
-    assert (s.iterations, s.portrait_weight, s.around_weight) == (3000, 1.0, 0.05)
+    assert (s.iterations, s.portrait_weight, s.around_weight) == (3000, 1.0, 4 * PRINTED_AROUND)
     assert s.portrait == SAS and s.portrait.scale == 50.0 and s.around.scale == 10.0 and s.around.group == 4
     assert s.portrait.steps.at(999 / 3000) == (0.02, 0.98) and s.around.steps.at(1000 / 3000) == (0.02, 0.5)
     rates = s.rates
