@@ -92,6 +92,11 @@ CASES = (
         (*HEAD, *HANDS), 4, Arm(STEPS, deform=False), Arm(STEPS), 1.0, DEVELOPED, plain=True, at_zero=True,
     ),
     Case(
+        "linear", "the same with a network that is linear in the pose, as controls are", "body", (0.022, 0.03),
+        (*HEAD, *HANDS), 4, Arm(STEPS, deform=False), Arm(STEPS, linear=True), 1.0, DEVELOPED, (0.0,), plain=True,
+        at_zero=True,
+    ),
+    Case(
         "balanced", "face under identity drift: balanced against uniform sampling", "face", (0.05, 0.009),
         HEAD, 6, Arm(STEPS, deform=False, sampling="uniform"), Arm(STEPS, deform=False), 1.5, ("drift",),
         (0.0, 0.5, 1.0), hung=True, halves_shift=True,
@@ -153,13 +158,13 @@ def measure(piece: Piece, work: Path, sheet: Path | None = None) -> Results:
         avatars[name] = avatar
         branch: Branch = "refined" if arm.deform else "plain"
         made[name] = asdict(score(avatar, truth, branch))
-        if case.name == "deformation":
+        if case.view == "body":
             wrong = list(sights(performance, unseen[::3], case.view, Defects(piece.seed, ("labels",))))
             made[name]["told_db"] = score(avatar, wrong, branch).region_db
             made[name]["fitted_db"] = score(
                 avatar, [fitted(avatar, one, arm.deform) for one in wrong], branch
             ).region_db
-    if case.name == "deformation" and piece.strength == 0:
+    if case.view == "body" and piece.strength == 0:
         poses = performance.poses
         made["controls"] = control_scores(
             avatars["with"], poses[~performance.held_out], poses[performance.held_out], truth[::3], piece.seed,
@@ -263,20 +268,20 @@ def lines_of(
             Line(f"{name}_fitted_poses_with", "dB", mean_of(each("with", "fitted_db")), None),
         ]
     if strength == 0.0 and all("controls" in result for result in results):
-        made += control_lines(results)
+        made += control_lines(case.name, results)
     return made
 
 
-def control_lines(results: Sequence[Results]) -> list[Line]:
+def control_lines(name: str, results: Sequence[Results]) -> list[Line]:
     """Controls against the network."""
-    made = [Line("controls_network_rms", "mm", mean_of([r["controls"]["rms_mm"] for r in results]), None)]
+    made = [Line(f"{name}_network_rms", "mm", mean_of([r["controls"]["rms_mm"] for r in results]), None)]
     for count, most in ((24, 0.15), (96, 0.07)):
         for what in ("truncation", "coefficients", "total"):
             values = [result["controls"][f"{what}_{count}"] for result in results]
             wanted = most if what == "total" else None
-            made.append(Line(f"controls_{count}_{what}_error", "", mean_of(values), wanted, at_least=False))
+            made.append(Line(f"{name}_controls_{count}_{what}_error", "", mean_of(values), wanted, at_least=False))
         values = [result["controls"][f"db_{count}"] for result in results]
-        made.append(Line(f"controls_{count}_db", "dB", mean_of(values), 35.0))
+        made.append(Line(f"{name}_controls_{count}_db", "dB", mean_of(values), 35.0))
     return made
 
 

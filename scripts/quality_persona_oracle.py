@@ -27,7 +27,7 @@ from tests.oracles.bodies import Array, OracleBody, PosedBody, load_body
 from tests.oracles.mesh_renderer import Lamp, Picture
 from tests.oracles.moving_figures import MovingFigure, make_moving, place
 from tests.oracles.scene import Camera, look_from
-from tests.oracles.video_defects import Defects, OracleVideo, shown_poses
+from tests.oracles.video_defects import Defects, Kind, OracleVideo, shown_poses
 from tests.oracles.wardrobe import DEVELOPMENT, REPORTED
 
 View = Literal["body", "face", "chest"]
@@ -144,7 +144,7 @@ def sights(performance: Performance, frames: Sequence[int], view: View, defects:
     """
     figure, body = performance.figure, performance.figure.body
     shown = Defects(defects.seed, tuple(kind for kind in defects.kinds if kind != "labels"), defects.strength)
-    wrong = tuple(kind for kind in defects.kinds if kind == "labels")
+    wrong: tuple[Kind, ...] = ("labels",) if "labels" in defects.kinds else ()
     poses, pelvis = performance.poses[list(frames)], performance.pelvis_m[list(frames)]
     told = shown_poses(poses, Defects(defects.seed, wrong, defects.strength))
     video = OracleVideo(figure, shown, LAMP)
@@ -200,7 +200,7 @@ def _face(figure: MovingFigure) -> list[Array]:
         own = layer.weights[:, head] + layer.weights[:, jaw] > 0.5
         front = layer.mesh.points_m[:, 2] > body.joints_m[head, 2] + 0.03
         made.append((own & front & (layer.name == "skin")).astype(float))
-    return made + [np.zeros(layer.mix.shape[0]) for layer in figure.clothed]
+    return made + [np.zeros(len(layer.colours)) for layer in figure.clothed]
 
 
 def template_of(body: OracleBody, cell_m: float, fine: tuple[str, ...] = (), fine_m: float = 0.0) -> Template:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -34,7 +34,8 @@ class Arm:
         deform: Whether the pose moves the Gaussians.
         sampling: See `PersonaSettings`.
         image_weighted: Generated frames judge the pose's displacement by the picture, ten to one over geometry.
-        rate: Factor on the rate of what the table is about: see `settings_of`.
+        rate: Factor on the rates of offsets and network.
+        linear: See `DeformationSettings.linear`.
     """
 
     steps: int
@@ -42,6 +43,7 @@ class Arm:
     sampling: str = "balanced"
     image_weighted: bool = False
     rate: float = 1.0
+    linear: bool = field(default=False, repr=False)
 
 
 def settings_of(arm: Arm) -> PersonaSettings:
@@ -71,7 +73,8 @@ def learn(template: Template, body_name: str, frames: Sequence[TrainingFrame], a
     captured = [frame for frame in frames if frame.captured]
     generated = [frame for frame in frames if not frame.captured]
     colours = first_colours(template, [*captured, *generated[:: max(len(generated) // 12, 1)]])
-    avatar = PersonaAvatar(template, field_of(body_name), colours, NETWORK, REQUERY_EVERY)
+    network = replace(NETWORK, linear=arm.linear)
+    avatar = PersonaAvatar(template, field_of(body_name), colours, network, REQUERY_EVERY)
     small = [cropped(frame) for frame in frames]
     optimise_persona(avatar, small, settings_of(arm), Context.quiet(seed), None)
     return avatar

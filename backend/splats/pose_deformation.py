@@ -30,6 +30,8 @@ class DeformationSettings:
         span_m: The planes cover a cube of this side about the origin of `PoseDeformation.forward`'s points.
         hops: A point listens to joints at most so many bones from its own.
         unit_m: Metres per unit of the network's output.
+        linear: The network sees the place alone and gives a linear map of the pose's code: what controls in Blender
+            can follow without an error of their weights. Not as published, whose network also bends with the pose.
     """
 
     plane_size: int = 128
@@ -39,6 +41,7 @@ class DeformationSettings:
     span_m: float = 2.0
     hops: int = 4
     unit_m: float = 0.01
+    linear: bool = False
 
 
 class PoseDeformation(nn.Module):
@@ -50,11 +53,12 @@ class PoseDeformation(nn.Module):
         self.settings = settings = settings or DeformationSettings()
         self.planes = nn.Parameter(0.1 * torch.randn(3, settings.features, settings.plane_size, settings.plane_size))
         layers: list[nn.Module] = []
-        inputs = 3 * settings.features + 6 * len(BODY_JOINTS)
+        code = 6 * len(BODY_JOINTS)
+        inputs = 3 * settings.features + (0 if settings.linear else code)
         for _ in range(settings.hidden):
             layers += [nn.Linear(inputs, settings.width), _GroupNorm(4, settings.width), nn.ReLU()]
             inputs = settings.width
-        last = nn.Linear(inputs, 3)
+        last = nn.Linear(inputs, 3 * (1 + code) if settings.linear else 3)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.layers = nn.Sequential(*layers, last)
@@ -76,6 +80,10 @@ class PoseDeformation(nn.Module):
             self.planes, pairs[:, None], mode="bilinear", padding_mode="border", align_corners=True
         )
         features = sampled[:, :, 0].permute(2, 0, 1).flatten(1)
+        if self.settings.linear:
+            maps = self.layers(features).unflatten(1, (3, -1))
+            seen = (listens[:, :, None] * pose).flatten(1)
+            return self.settings.unit_m * (maps[:, :, 0] + (maps[:, :, 1:] * seen[:, None]).sum(2))
         # The first layer: every joint's share is made once, and a point takes those of the joints it listens to.
         first = self.layers[0]
         assert isinstance(first, nn.Linear)

@@ -73,3 +73,20 @@ def test_it_learns_an_offset_that_follows_an_elbow() -> None:
     for degrees in (25.0, 55.0, 80.0):  # among them none that it saw
         error = (network(points, code(ELBOW, degrees), listens) - truth(degrees)).square().mean().sqrt()
         assert error < 0.35 * truth(degrees).square().mean().sqrt()
+
+
+def test_a_linear_network_is_a_linear_map_of_the_code_and_hears_near_joints_only() -> None:
+    torch.manual_seed(0)
+    network = PoseDeformation(DeformationSettings(plane_size=16, features=4, width=16, linear=True))
+    torch.nn.init.normal_(network.layers[-1].weight)  # type: ignore[arg-type]
+    points, listens = torch.rand(30, 3) - 0.5, (torch.rand(30, 21) > 0.5).float()
+    first, second, rest = torch.rand(21, 6), torch.rand(21, 6), torch.zeros(21, 6)
+
+    def moved(code: torch.Tensor) -> torch.Tensor:
+        return network(points, code, listens) - network(points, rest, listens)
+
+    both = 0.3 * moved(first) + 0.7 * moved(second)
+    torch.testing.assert_close(moved(0.3 * first + 0.7 * second), both, atol=1e-6, rtol=1e-4)
+    far = rest.clone()
+    far[4] = 1.0
+    assert (moved(far).norm(dim=1) > 0).eq(listens[:, 4] > 0).all()
