@@ -11,7 +11,7 @@ from torch import Tensor
 
 from backend.human.lbs import rotation_matrices, skinning_transforms
 from backend.splats.cloud_losses import photometric_loss
-from backend.splats.distil import Distilled, distil, errors, regions_of
+from backend.splats.distil import Distilled, distil, errors, limbs_of, regions_of
 from backend.splats.persona import PersonaAvatar, PosedPersona
 from backend.splats.persona_losses import TrainingFrame
 from backend.splats.pose_deformation import pose_code
@@ -64,7 +64,7 @@ class Distiller:
         self._moved, self._codes = displacements(avatar, asked), codes_of(asked)
         self._rest = displacements(avatar, np.zeros((1, 55, 3)))[0]
         template = avatar.template
-        self._regions = regions_of(template.weights, template.listens * ~template.still[:, None])
+        self._regions = limbs_of(regions_of(template.weights, template.listens * ~template.still[:, None]))
 
     def controls(self, count: int) -> Distilled:
         """So many of them."""

@@ -109,6 +109,29 @@ def regions_of(weights: np.ndarray, listens: np.ndarray) -> tuple[Region, ...]:
     return tuple(made)
 
 
+_LEG, _ARM = ("hip", "knee", "ankle", "foot"), ("collar", "shoulder", "elbow", "wrist")
+LIMBS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("trunk", ("pelvis", "spine", "neck", "head")),
+    *((f"{side} leg", tuple(f"{side} {part}" for part in _LEG)) for side in ("left", "right")),
+    *((f"{side} arm", tuple(f"{side} {part}" for part in _ARM)) for side in ("left", "right")),
+)
+"""Limbs, and how the names of their regions begin."""
+
+
+def limbs_of(regions: tuple[Region, ...]) -> tuple[Region, ...]:
+    """Regions joined to five limbs, which listen to all that their parts listen to.
+
+    Neighbours move alike: few controls show more when one spans a limb than when each has a joint's own Gaussians.
+    """
+    made = []
+    for name, begins in LIMBS:
+        parts = [region for region in regions if region.name.startswith(begins)]
+        if parts:
+            members = np.sort(np.concatenate([part.members for part in parts]))
+            made.append(Region(name, members, np.unique(np.concatenate([part.joints for part in parts]))))
+    return tuple(made)
+
+
 def distil(
     displacements_m: np.ndarray,
     codes: np.ndarray,

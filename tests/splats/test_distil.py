@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backend.human.lbs import rotation_matrices
-from backend.splats.distil import Distilled, distil, errors, regions_of
+from backend.splats.distil import Distilled, distil, errors, limbs_of, regions_of
 from backend.splats.pose_deformation import BODY_JOINTS, joint_mask, pose_code
 from blender_addon.shared.controls import pack_controls
 from blender_addon.shared.skeleton import JOINT_NAMES, axis_angle_to_matrices
@@ -109,3 +109,20 @@ def test_too_few_poses_are_refused() -> None:
     codes = codes_of(poses(3, 1))
     with pytest.raises(ValueError, match="4 controls cannot be learned from 3 poses"):
         distil(np.zeros((3, COUNT, 3)), codes, np.zeros((COUNT, 3)), (), 4)
+
+
+def test_joined_to_limbs_every_gaussian_is_still_in_one_region_and_few_controls_show_more() -> None:
+    rng = np.random.default_rng(4)
+    weights = np.zeros((COUNT, 55))
+    weights[np.arange(COUNT), rng.choice([*range(22)], COUNT)] = 1
+    listens = joint_mask(weights)
+    fine = regions_of(weights, listens)
+    limbs = limbs_of(fine)
+    assert len(limbs) == 5 < len(fine)
+    np.testing.assert_array_equal(np.sort(np.concatenate([limb.members for limb in limbs])), np.arange(COUNT))
+    codes = codes_of(poses(200, 1))
+    along = np.einsum("pjk,jk,nj->pn", codes, rng.normal(size=(21, 6)), listens)[..., None] * rng.normal(
+        size=(COUNT, 3)
+    )
+    few = [errors(distil(along, codes, np.zeros((COUNT, 3)), r, 8), along, codes).truncation for r in (fine, limbs)]
+    assert few[1] < few[0]
