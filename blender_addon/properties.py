@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from typing import Any, get_args, get_type_hints
 
@@ -48,20 +48,7 @@ def _property(item: Field[Any], hint: Any) -> Any:
     if hint is float:
         length = {"unit": "LENGTH"} if unit == "m" else {}
         return bpy.props.FloatProperty(default=item.default, **words, **limits, **length)
-    if item.metadata.get("suggestions"):
-        return bpy.props.StringProperty(
-            default=item.default, search=_suggest(item.metadata["suggestions"]), search_options={"SUGGESTION"}, **words
-        )
     return bpy.props.StringProperty(default=item.default, **words)
-
-
-def _suggest(texts: Sequence[str]) -> Callable[[Any, bpy.types.Context, str], list[str]]:
-    """What a text field offers while it is edited: all texts, first those that contain what was typed."""
-
-    def found(_owner: Any, _context: bpy.types.Context, typed: str) -> list[str]:
-        return sorted(texts, key=lambda text: typed.casefold() not in text.casefold())
-
-    return found
 
 
 def _group_of(method: str, request: type[Request]) -> type[bpy.types.PropertyGroup]:

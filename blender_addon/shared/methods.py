@@ -30,7 +30,6 @@ def parameter(
     minimum: float | None = None,
     maximum: float | None = None,
     files: Files = "",
-    suggestions: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with what an interface needs to show it.
 
@@ -43,11 +42,9 @@ def parameter(
         maximum: Largest value allowed; of a `tuple[str, ...]`, how many files.
         files: What kind of file the text names, see `request_files.KINDS`; empty where it names none. A `str` names
             one file or none, a `tuple[str, ...]` several.
-        suggestions: Texts that a field for free text offers.
     """
     limits = {"unit": unit, "minimum": minimum, "maximum": maximum}
-    kinds = {"files": files, "suggestions": suggestions}
-    return field(default=default, metadata={"label": label, "help": help, **kinds, **limits})
+    return field(default=default, metadata={"label": label, "help": help, "files": files, **limits})
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,6 @@ class PortraitRequest:
         "golden statue",
         "Style",
         f"One of {', '.join(STYLES)}; or your own words, where an image model is installed.",
-        suggestions=tuple(STYLES),
     )
     style_image: str = parameter(
         "", "Style picture", "A picture whose colours the portrait takes instead.", files="picture"

@@ -54,7 +54,7 @@ def third(total, folder, context):
     (folder / "total.txt").write_text(str(total))
     return Outcome(("photo only",), ("mind the gap",))
 
-def stages(request):
+def stages(request, models):
     return [
         Stage("first", ("photo", "request"), ("values",), first),
         Stage("second", ("values",), ("total",), second),

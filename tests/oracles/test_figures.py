@@ -29,7 +29,8 @@ from tests.oracles.stances import pose_of
 from tests.oracles.wardrobe import DEVELOPMENT, REPORTED
 
 HERE = Path(__file__).parent
-INTERFACES = {"backend.context", "backend.diffusion.interfaces"}  # what an oracle of a generator must look like
+# What an oracle of a generator must look like, and how its prompts differ by side.
+INTERFACES = {"backend.context", "backend.diffusion.interfaces", "backend.diffusion.views"}
 ROOT = HERE.parents[1]
 MAKE = """
 import sys
