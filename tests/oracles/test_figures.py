@@ -29,8 +29,10 @@ from tests.oracles.stances import pose_of
 from tests.oracles.wardrobe import DEVELOPMENT, REPORTED
 
 HERE = Path(__file__).parent
-# What an oracle of a generator must look like, and how its prompts differ by side.
-INTERFACES = {"backend.context", "backend.diffusion.interfaces", "backend.diffusion.views"}
+# What an oracle of a generator must look like, and the conditions that it is given: prompts by side, a face's tokens.
+INTERFACES = {
+    "backend.context", "backend.diffusion.interfaces", "backend.diffusion.views", "backend.diffusion.face_adapter",
+}  # fmt: skip
 ROOT = HERE.parents[1]
 MAKE = """
 import sys
