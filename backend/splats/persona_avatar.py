@@ -15,7 +15,7 @@ import torch
 from backend.context import Context
 from backend.human.lbs import apply_transforms, rotation_matrices, vertex_transforms
 from backend.splats.bound import BoundSplats, Kind, concatenate, triangle_frames
-from backend.splats.distil import Distilled, Errors, distil, errors, regions_of
+from backend.splats.distil import Distilled, Errors, distil, errors, limbs_of, regions_of
 from backend.splats.persona import OPACITY, Branch, PersonaAvatar, Template
 from backend.splats.pose_deformation import BODY_JOINTS, joint_mask, pose_code
 from blender_addon.shared.controls import Controls, pack_controls
@@ -139,7 +139,8 @@ def bind_persona(
         without, moved = anchors.places(avatar, pose)
         local[number] = rest + _shortened(moved - rest, FARTHEST_M)
         plain[looked_at == number] = without
-    distilled = distil(local, codes, rest, regions_of(anchors.weights, anchors.listens), controls, RIDGE)
+    limbs = limbs_of(regions_of(anchors.weights, anchors.listens))
+    distilled = distil(local, codes, rest, limbs, controls, RIDGE)
     moves = anchors.listens.any(1)[:, None]
     found = errors(distilled, np.where(moves, local[looked_at], rest), codes[looked_at])
     inside = outline.select(np.isin(outline.kind, INSIDE))
