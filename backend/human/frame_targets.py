@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar, overload
 
 import cv2
 import numpy as np
@@ -152,31 +152,52 @@ class PackedFrame:
     captured: bool
 
     def unpack(self, device: str = "cpu") -> TrainingFrame:
-        """The frame as the optimiser takes it."""
+        """The frame as the optimiser takes it; bytes become numbers on the device."""
 
-        def tensor(values: np.ndarray, scale: float = 1.0) -> torch.Tensor:
-            return torch.as_tensor(np.ascontiguousarray(values, np.float32) * np.float32(scale), device=device)
+        def sent(values: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
-        depth = np.where(self.depth_steps > 0, self.nearest_m + DEPTH_STEP_M * self.depth_steps.astype(np.float64), 0)
-        w2c, intrinsics = tensor(self.camera.w2c[None]), tensor(self.camera.intrinsics_px[None])
+        def small(values: np.ndarray) -> torch.Tensor:
+            return torch.as_tensor(np.ascontiguousarray(values, np.float32), device=device)
+
+        steps = sent(self.depth_steps.astype(np.int32)).float()
+        w2c, intrinsics = small(self.camera.w2c[None]), small(self.camera.intrinsics_px[None])
         return TrainingFrame(
-            image=tensor(self.image.transpose(2, 0, 1), 1 / 255),
-            mask=tensor(self.mask, 1 / 255),
-            pose=tensor(self.pose),
-            translation_m=tensor(self.translation_m),
-            actions=tensor(self.actions),
+            image=unpacked_colours(self.image, device),
+            mask=sent(self.mask).float() / 255,
+            pose=small(self.pose),
+            translation_m=small(self.translation_m),
+            actions=small(self.actions),
             cameras=Cameras(w2c, intrinsics, self.camera.width, self.camera.height),
             captured=self.captured,
-            depth=tensor(depth),
-            normals=tensor(self.normals.transpose(2, 0, 1), 1 / 127),
-            seam=None if self.seam is None else tensor(self.seam),
+            depth=torch.where(steps > 0, self.nearest_m + DEPTH_STEP_M * steps, 0.0),
+            normals=(sent(self.normals).float() / 127).permute(2, 0, 1).contiguous(),
+            seam=None if self.seam is None else sent(self.seam).float(),
+            labels=sent(self.labels),
         )
 
 
-class FrameStore(Sequence[TrainingFrame]):
+def unpacked_colours(image: np.ndarray, device: str = "cpu") -> torch.Tensor:
+    """float32 [3, H, W] 0..1 of bytes [H, W, 3]."""
+    sent = torch.from_numpy(np.ascontiguousarray(image)).to(device)
+    return (sent.float() / 255).permute(2, 0, 1).contiguous()
+
+
+class Packed(Protocol):
+    """What becomes a training frame."""
+
+    def unpack(self, device: str = "cpu") -> TrainingFrame:
+        """The frame, its tensors on `device`."""
+        ...
+
+
+P = TypeVar("P", bound=Packed)
+
+
+class FrameStore(Sequence[TrainingFrame], Generic[P]):
     """Frames that are unpacked when they are looked at: 900 of them unpacked fill 15 GB."""
 
-    def __init__(self, packed: Sequence[PackedFrame], device: str = "cpu") -> None:
+    def __init__(self, packed: Sequence[P], device: str = "cpu") -> None:
         """Keep them; `device` is where they are unpacked."""
         self.packed, self._device = tuple(packed), device
 
@@ -187,11 +208,11 @@ class FrameStore(Sequence[TrainingFrame]):
     @overload
     def __getitem__(self, index: int) -> TrainingFrame: ...
     @overload
-    def __getitem__(self, index: slice) -> FrameStore: ...
-    def __getitem__(self, index: int | slice) -> TrainingFrame | FrameStore:
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> TrainingFrame | Self:
         """A frame, or a part of the store."""
         if isinstance(index, slice):
-            return FrameStore(self.packed[index], self._device)
+            return type(self)(self.packed[index], self._device)
         return self.packed[index].unpack(self._device)
 
     def __iter__(self) -> Iterator[TrainingFrame]:

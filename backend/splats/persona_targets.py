@@ -7,17 +7,15 @@ what travels there is a quarter of what it becomes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from backend.human.camera import PinholeCamera
-from backend.human.frame_targets import DEPTH_STEP_M, PackedFrame
+from backend.human.frame_targets import FrameStore, PackedFrame, unpacked_colours
 from backend.raster import Cameras
 from backend.splats.persona_losses import TrainingFrame
 
@@ -50,31 +48,15 @@ class Target:
         """Whether it is a photograph."""
         return self.frame.captured
 
+    def unpack(self, device: str = "cpu") -> TrainingFrame:
+        """The frame as the optimiser takes it."""
+        albedo = None if self.albedo is None else unpacked_colours(self.albedo, device)
+        face = None if self.face is None else self.face.unpack(device)
+        return replace(self.frame.unpack(device), albedo=albedo, face=face)
 
-class PersonaFrames(Sequence[TrainingFrame]):
-    """Frames that become tensors when they are looked at."""
 
-    def __init__(self, packed: Sequence[Target], device: str = "cpu") -> None:
-        """Keep them; `device` is where they become tensors."""
-        self.packed, self._device = tuple(packed), device
-
-    def __len__(self) -> int:
-        """Number of frames."""
-        return len(self.packed)
-
-    @overload
-    def __getitem__(self, index: int) -> TrainingFrame: ...
-    @overload
-    def __getitem__(self, index: slice) -> PersonaFrames: ...
-    def __getitem__(self, index: int | slice) -> TrainingFrame | PersonaFrames:
-        """A frame, or some of them."""
-        if isinstance(index, slice):
-            return PersonaFrames(self.packed[index], self._device)
-        return unpacked(self.packed[index], self._device)
-
-    def __iter__(self) -> Iterator[TrainingFrame]:
-        """All frames in turn."""
-        return (unpacked(target, self._device) for target in self.packed)
+class PersonaFrames(FrameStore[Target]):
+    """Frames with all that belongs to them, which become tensors when they are looked at."""
 
     def digest(self) -> str:
         """Names all pictures, targets and poses."""
@@ -143,43 +125,6 @@ def _resized(image: np.ndarray, camera: PinholeCamera, how: int) -> np.ndarray:
     return cv2.resize(image, (camera.width, camera.height), interpolation=how)
 
 
-def unpacked(target: Target, device: str = "cpu") -> TrainingFrame:
-    """The frame as the optimiser takes it; bytes become numbers on the device."""
-    frame = target.frame
-
-    def sent(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device)
-
-    def small(values: np.ndarray) -> Tensor:
-        return torch.as_tensor(np.ascontiguousarray(values, np.float32), device=device)
-
-    steps = sent(frame.depth_steps.astype(np.int32)).float()
-    face = None if target.face is None else unpacked(Target(target.face), device)
-    return TrainingFrame(
-        image=_coloured(sent(frame.image)),
-        mask=sent(frame.mask).float() / 255,
-        pose=small(frame.pose),
-        translation_m=small(frame.translation_m),
-        actions=small(frame.actions),
-        cameras=Cameras(
-            small(frame.camera.w2c[None]), small(frame.camera.intrinsics_px[None]),
-            frame.camera.width, frame.camera.height,
-        ),
-        captured=frame.captured,
-        depth=torch.where(steps > 0, frame.nearest_m + DEPTH_STEP_M * steps, 0.0),
-        normals=(sent(frame.normals).float() / 127).permute(2, 0, 1).contiguous(),
-        seam=None if frame.seam is None else sent(frame.seam).float(),
-        albedo=None if target.albedo is None else _coloured(sent(target.albedo)),
-        labels=sent(frame.labels),
-        face=face,
-    )  # fmt: skip
-
-
-def _coloured(image: Tensor) -> Tensor:
-    """[3, H, W] 0..1 of bytes [H, W, 3]."""
-    return (image.float() / 255).permute(2, 0, 1).contiguous()
-
-
 def cropped(frame: TrainingFrame, margin_px: int = MARGIN_PX) -> TrainingFrame:
     """A frame without the background far from the person; stored frames are cropped already.
 
@@ -203,4 +148,4 @@ def cropped(frame: TrainingFrame, margin_px: int = MARGIN_PX) -> TrainingFrame:
     return replace(frame, cameras=cameras, **changes)
 
 
-__all__ = ["PersonaFrames", "Target", "cropped", "persona_frames", "shrunk", "unpacked"]
+__all__ = ["PersonaFrames", "Target", "cropped", "persona_frames", "shrunk"]

@@ -17,7 +17,7 @@ from backend.splats.optimise_persona import Learner, PersonaSettings, optimise_p
 from backend.splats.persona import PersonaAvatar, Template
 from backend.splats.persona_drawing import Channels, drawn_together
 from backend.splats.persona_layer import REACH_M, OutlineLayer, to_wxyz
-from backend.splats.persona_targets import PersonaFrames, Target, cropped, shrunk, unpacked
+from backend.splats.persona_targets import PersonaFrames, Target, cropped, shrunk
 from blender_addon.shared.gaussians import wxyz_to_matrices
 from tests.splats.test_persona import SIZE, SMALL, bent, camera, field, frame, template
 
@@ -169,7 +169,7 @@ def test_frames_shrink_with_their_cameras() -> None:
     assert small.image.shape == (50, 30, 3) and small.labels.shape == small.mask.shape == (50, 30)
     point = np.array([[0.2, 0.1, 0.0]])
     np.testing.assert_allclose(small.camera.project(point), large.camera.project(point) / 2)
-    seen = unpacked(Target(small, small.image, large))
+    seen = Target(small, small.image, large).unpack()
     assert seen.depth is not None and seen.normals is not None and seen.labels is not None and seen.albedo is not None
     inside = seen.mask > 0.9
     assert float(seen.depth[inside].mean()) == pytest.approx(2.2, abs=1e-4)
