@@ -25,6 +25,7 @@ from backend.diffusion.moments import Moments, moments
 from backend.diffusion.sampling import STYLE_IMAGES, STYLE_SCALE, STYLE_STEPS, style_of
 from backend.errors import BAD_REQUEST, UserError
 from backend.files import whole_file
+from backend.user_folders import user_folder
 
 CACHE = "EFFIGY_CACHE"
 """Environment variable with the folder of what can be made again."""
@@ -49,14 +50,7 @@ def default_cache(environment: Mapping[str, str] = os.environ, platform: str = s
     """The folder of styles: below the variable EFFIGY_CACHE, else in the user's cache folder."""
     if environment.get(CACHE):
         return Path(environment[CACHE]).expanduser() / "styles"
-    home = Path.home()
-    if platform == "win32":
-        base = Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(environment.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "effigy" / "styles"
+    return user_folder("cache", environment, platform) / "styles"
 
 
 def style_statistics(

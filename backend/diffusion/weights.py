@@ -17,6 +17,7 @@ from backend.diffusion.lock import Lock, check, read_lock
 from backend.diffusion.registry import ModelRow
 from backend.errors import MODEL_MISSING, UserError
 from backend.files import shown
+from backend.user_folders import user_folder
 
 if TYPE_CHECKING:
     from backend.diffusion.interfaces import Source
@@ -34,14 +35,7 @@ def default_folder(environment: Mapping[str, str] = os.environ, platform: str = 
     """The folder of models: the variable EFFIGY_MODELS, else effigy/models in the user's data folder."""
     if environment.get(FOLDER):
         return Path(environment[FOLDER]).expanduser()
-    home = Path.home()
-    if platform == "win32":
-        data = Path(environment.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif platform == "darwin":
-        data = home / "Library" / "Application Support"
-    else:
-        data = Path(environment.get("XDG_DATA_HOME") or home / ".local" / "share")
-    return data / "effigy" / "models"
+    return user_folder("data", environment, platform) / "models"
 
 
 @dataclass(frozen=True)

@@ -270,23 +270,13 @@ class _Kernels:
         return middle + base * rest + ((rest @ self.basis) * along) @ self.basis.T
 
 
-class Portraits:
-    """The single-view model: a `Denoiser` with texts, an identity, and the wish to show a face."""
+class _Exact:
+    """What both models share: the codec, and the kernels over a bank with their noise."""
 
-    def __init__(self, bank: Bank, *, spread: float = 0.4, face_bias: float = 0.6) -> None:
-        """See the module."""
+    def __init__(self, bank: Bank, spread: float) -> None:
         self.bank = bank
-        self.face_bias = face_bias
         self._kernels = _Kernels(bank, spread)
-        self._items = bank.latents.flatten(4).flatten(0, 3)
-        self._inside = self._items @ bank.basis
-        self._squares = self._items.square().sum(1)
         self.calls = 0
-
-    @property
-    def sources(self) -> tuple[Source, ...]:
-        """Nobody's pictures."""
-        return (Source("bank of heads", "", "CC0-1.0", True),)
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -300,6 +290,23 @@ class Portraits:
     def decode(self, latents: Tensor) -> Tensor:
         """See `decode`."""
         return decode(latents)
+
+
+class Portraits(_Exact):
+    """The single-view model: a `Denoiser` with texts, an identity, and the wish to show a face."""
+
+    def __init__(self, bank: Bank, *, spread: float = 0.4, face_bias: float = 0.6) -> None:
+        """See the module."""
+        super().__init__(bank, spread)
+        self.face_bias = face_bias
+        self._items = bank.latents.flatten(4).flatten(0, 3)
+        self._inside = self._items @ bank.basis
+        self._squares = self._items.square().sum(1)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Nobody's pictures."""
+        return (Source("bank of heads", "", "CC0-1.0", True),)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """E[eps | z_t], exact, [B, 4, 16, 16]."""
@@ -332,32 +339,17 @@ class Portraits:
         return (logs[..., None] + place[:, None, None]).flatten(1)
 
 
-class FourViews:
+class FourViews(_Exact):
     """The multi-view model: groups of four views of one head, by their cameras."""
 
     def __init__(self, bank: Bank, *, spread: float = 0.4) -> None:
         """See the module."""
-        self.bank = bank
-        self._kernels = _Kernels(bank, spread)
-        self.calls = 0
+        super().__init__(bank, spread)
 
     @property
     def sources(self) -> tuple[Source, ...]:
         """Nobody's pictures."""
         return (Source("bank of heads from four sides", "", "CC0-1.0", True),)
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """Stable Diffusion's."""
-        return self._kernels.schedule
-
-    def encode(self, images: Tensor) -> Tensor:
-        """See `encode`."""
-        return encode(images)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """See `decode`."""
-        return decode(latents)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """E[eps | z_t] of groups of four, exact, [4 G, 4, 16, 16].
